@@ -1,0 +1,247 @@
+"""The house rules that a machine can check: who imports whom, and what no file may do.
+
+The table is the one in docs/design.md, "What may import what". Every file of the
+package is parsed, none is imported, so imports inside functions count too.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "m2mkd_ray"
+
+DOMAIN = {"errors", "blueprint"}
+BELOW_STAGES = DOMAIN | {"execution", "data", "models", "training", "reporting", "evaluation"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "blueprint": set(),
+    "execution": {"errors"},
+    "data": DOMAIN,
+    "models": DOMAIN,
+    "training": DOMAIN,
+    "reporting": DOMAIN,
+    "evaluation": DOMAIN | {"data", "models"},
+    "stages": BELOW_STAGES,
+    "recipe": DOMAIN | {"execution.stage", "stages", "data", "training"},
+    "recipes": DOMAIN | {"execution.stage", "stages", "data", "models", "recipe"},
+    "slices": DOMAIN | {"execution.stage", "stages", "data", "evaluation", "recipe"},
+    "pipeline": DOMAIN | {"execution.stage", "stages", "recipe", "recipes", "slices"},
+    "preflight": BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline"},
+    "cli": BELOW_STAGES | {"stages", "recipe", "pipeline", "recipes", "slices", "preflight", "cli"},
+}
+"""What each room may import of ours, besides itself (but see `stages`). A dotted name is that file only."""
+
+NO_STAGE: set[str] = {"stages.parts"}
+"""Files in `stages/` that hold no stage, which stages may therefore import (`stages.<file>`)."""
+
+OF_CLI = re.compile(r"cli(_\w+)?|commands|doctor|__main__")
+"""Files and folders that are part of the room `cli`."""
+
+ONLY_IN = {"ray": ("execution/", "stages/finetune.py"), "deepspeed": ("training/engine.py",)}
+"""Who may import the heavy libraries, besides the room `cli`; the domain runs without them."""
+
+MAX_LINES = 400
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import statement's target."""
+
+    name: str
+    line: int
+    in_function: bool
+
+
+def files() -> list[Path]:
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT / PACKAGE).as_posix()
+
+
+every_file = pytest.mark.parametrize("file", files(), ids=relative)
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def room(file: Path) -> str | None:
+    """The room that a file belongs to; None for the package's own `__init__.py`."""
+    first = file.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+    if OF_CLI.fullmatch(first):
+        return "cli"
+    return None if first == "__init__" else first
+
+
+def imports(file: Path) -> Iterator[Import]:
+    """Every import of a file, relative ones made absolute; of `from a import b` it is `a.b`."""
+    package = (PACKAGE, *file.relative_to(ROOT / PACKAGE).parts[:-1])
+    in_functions = {
+        id(inner)
+        for function in ast.walk(tree(file))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(function)
+    }
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            source = ".".join((*base, *([node.module] if node.module else [])))
+            names = [f"{source}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield Import(name, node.lineno, id(node) in in_functions)
+
+
+def ours(file: Path) -> Iterator[tuple[str, Import]]:
+    """A file's imports from the package, as dotted names below it: `data.feed.Batches`."""
+    for found in imports(file):
+        if found.name.startswith(f"{PACKAGE}."):
+            yield found.name.removeprefix(f"{PACKAGE}."), found
+
+
+def is_within(name: str, allowed: str) -> bool:
+    return name == allowed or name.startswith(f"{allowed}.")
+
+
+def complain(problems: list[str]) -> None:
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+@every_file
+def test_files_are_in_a_known_room(file: Path) -> None:
+    assert room(file) is None or room(file) in MAY_IMPORT, (
+        f"{relative(file)} is in the room {room(file)!r}, which the table MAY_IMPORT does not have: "
+        f"{', '.join(MAY_IMPORT)}. Put it in one of these, or add a row here and in docs/design.md."
+    )
+
+
+@every_file
+def test_rooms_import_only_what_the_table_allows(file: Path) -> None:
+    home = room(file)
+    if home is None:
+        complain(
+            [f"{relative(file)}:{found.line} imports {name}, allowed: nothing of ours" for name, found in ours(file)]
+        )
+        return
+    allowed = MAY_IMPORT.get(home, set())
+    complain(
+        [
+            f"{relative(file)}:{found.line} imports {name}, allowed: {', '.join(sorted(allowed)) or 'nothing of ours'}"
+            for name, found in ours(file)
+            if not any(is_within(name, entry) for entry in (home, "__version__", *allowed))
+        ]
+    )
+
+
+@pytest.mark.parametrize("file", [file for file in files() if room(file) == "stages"], ids=relative)
+def test_stages_import_no_other_stage(file: Path) -> None:
+    allowed = NO_STAGE | {f"stages.{file.stem}"}
+    complain(
+        [
+            f"{relative(file)}:{found.line} imports {name}, allowed: no other stage file"
+            for name, found in ours(file)
+            if is_within(name, "stages") and not any(is_within(name, entry) for entry in allowed)
+            if file.stem != "__init__"
+        ]
+    )
+
+
+@every_file
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_heavy_libraries_stay_where_they_belong(file: Path, library: str) -> None:
+    if room(file) == "cli" or relative(file).startswith(ONLY_IN[library]):
+        return
+    complain(
+        [
+            f"{relative(file)}:{found.line} imports {found.name}, allowed in: {', '.join(ONLY_IN[library])}"
+            for found in imports(file)
+            if is_within(found.name, library)
+        ]
+    )
+
+
+@every_file
+def test_deepspeed_is_imported_inside_the_function_that_needs_it(file: Path) -> None:
+    complain(
+        [
+            f"{relative(file)}:{found.line} imports deepspeed at the top of the file; it takes seconds and looks for "
+            f"a compiler, and Ray's controller would do so on a head without GPU (ray-project/ray#50406)"
+            for found in imports(file)
+            if is_within(found.name, "deepspeed") and not found.in_function
+        ]
+    )
+
+
+@every_file
+def test_only_the_command_line_prints(file: Path) -> None:
+    if room(file) == "cli":
+        return
+    complain(
+        [
+            f"{relative(file)}:{node.lineno} calls print(); use logger, context.report, or return a value"
+            for node in ast.walk(tree(file))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        ]
+    )
+
+
+def undocumented(file: Path) -> Iterator[str]:
+    """The file itself, and its public functions and classes, where they have no docstring."""
+    if ast.get_docstring(tree(file)) is None:
+        yield f"{relative(file)}:1 has no file docstring"
+    if file.stem.startswith("_"):
+        return
+    for node in tree(file).body:
+        is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if is_public and ast.get_docstring(node) is None:
+            yield f"{relative(file)}:{node.lineno} {node.name} has no docstring"
+
+
+@every_file
+def test_what_is_public_has_a_docstring(file: Path) -> None:
+    complain(list(undocumented(file)))
+
+
+@every_file
+def test_files_can_be_read_in_one_sitting(file: Path) -> None:
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{relative(file)} has {lines} lines, more than {MAX_LINES}: cut it by topic"
+
+
+@every_file
+def test_weights_are_never_loaded_partially(file: Path) -> None:
+    complain(
+        [
+            f"{relative(file)}:{node.value.lineno} says strict=False; `fill` lists every misfit instead"
+            for node in ast.walk(tree(file))
+            if isinstance(node, ast.keyword) and node.arg == "strict" and ast.unparse(node.value) == "False"
+        ]
+    )
+
+
+@every_file
+def test_no_exception_is_swallowed(file: Path) -> None:
+    complain(
+        [
+            f"{relative(file)}:{node.lineno} catches {ast.unparse(node.type) if node.type else 'everything'} and "
+            f"says nothing; catch what can be handled, near to where it happens"
+            for node in ast.walk(tree(file))
+            if isinstance(node, ast.ExceptHandler)
+            and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+            and all(isinstance(statement, ast.Pass) for statement in node.body)
+        ]
+    )
