@@ -1,0 +1,94 @@
+"""What models cost: multiply-accumulates (MAC) per image, from their sizes.
+
+L = tokens, D = width
+
+Matrix products only (attention's two included), as papers count; norms, softmax and
+routing are left out. Checked against the figures of docs/method.md: 28.7 GMAC for
+V-MoE-Base, 209 for its four pairs.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from m2mkd_ray.blueprint import Blueprint, ModulePair, Vit
+from m2mkd_ray.models.families import family
+from m2mkd_ray.models.moe import MoeMlp
+from m2mkd_ray.models.vit import create_vit
+
+BACKWARD = 2
+"""A backward pass through weights and activations costs two forward passes; through activations alone, one."""
+
+
+@dataclass(frozen=True)
+class PairCost:
+    """MAC of one image through one pair, a training step of its student module."""
+
+    before: float
+    """The meta modules before the pair, forward."""
+    teacher: float
+    """The teacher module and the meta modules after it, forward."""
+    student: float
+    """The student module, forward and backward."""
+    after: float
+    """The meta modules after the student, forward, and backward through activations."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.before + self.teacher + self.student + self.after
+
+
+def vit_block_macs(vit: Vit) -> float:
+    """Forward MAC of one block of a ViT, per image."""
+    with torch.device("meta"):
+        model = create_vit(vit.model_copy(update={"depth": 1}))
+    return _block_macs(model, 0)
+
+
+def student_macs(blueprint: Blueprint) -> float:
+    """Forward MAC of the whole student's blocks, per image."""
+    return sum(_student_blocks(blueprint))
+
+
+def pair_cost(blueprint: Blueprint, pair: ModulePair, *, with_teacher: bool = True) -> PairCost:
+    """MAC of one image through a pair; without teacher for `alpha=0`."""
+    block = vit_block_macs(blueprint.teacher)
+    num_after = blueprint.num_modules - 1 - pair.index
+    first, last = pair.student_blocks
+    teacher_blocks = pair.teacher_blocks[1] - pair.teacher_blocks[0]
+    return PairCost(
+        before=block * pair.index,
+        teacher=block * (teacher_blocks + num_after) if with_teacher else 0.0,
+        student=sum(_student_blocks(blueprint)[first:last]) * (1 + BACKWARD),
+        after=block * num_after * 2,
+    )
+
+
+def module_stage_factor(blueprint: Blueprint, *, with_teacher: bool = True) -> float:
+    """Cost of an epoch of all pairs, in epochs of training the whole student end to end."""
+    pairs = sum(pair_cost(blueprint, pair, with_teacher=with_teacher).total for pair in blueprint.pairs)
+    return pairs / (student_macs(blueprint) * (1 + BACKWARD))
+
+
+def _student_blocks(blueprint: Blueprint) -> list[float]:
+    with torch.device("meta"):
+        model = family(blueprint.student.family).model(blueprint)
+    assert isinstance(model, VisionTransformer)
+    return [_block_macs(model, index) for index in range(sum(blueprint.student_depths))]
+
+
+def _block_macs(model: VisionTransformer, index: int) -> float:
+    """L (4 D^2 + 2 D H k) + 2 L^2 D, with hidden width H and k experts a token (k = 1 for a plain MLP)."""
+    num_tokens = model.num_prefix_tokens + model.patch_embed.num_patches
+    mlp, width = model.blocks[index].mlp, model.embed_dim
+    if isinstance(mlp, MoeMlp):
+        hidden, top_k = int(mlp.experts.w1.shape[-1]), mlp.router.top_k
+    else:
+        assert isinstance(mlp, Mlp)
+        hidden, top_k = cast(nn.Linear, mlp.fc1).out_features, 1
+    return num_tokens * (4 * width**2 + 2 * width * hidden * top_k) + 2 * num_tokens**2 * width

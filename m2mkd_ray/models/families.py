@@ -1,0 +1,45 @@
+"""The student families.
+
+A family is one file with the four functions of `Family`; a new one is that file and one line in `FAMILIES`. The
+contract tests find it there.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+from m2mkd_ray.blueprint import Blueprint
+from m2mkd_ray.errors import UsageError
+from m2mkd_ray.models import vmoe
+from m2mkd_ray.models.fill import Rules
+
+
+class Family(Protocol):
+    """What the pipeline asks of a student."""
+
+    def model(self, blueprint: Blueprint, drop_path: float = 0.0, *, keep_stitches: bool = False) -> nn.Module:
+        """Build the whole student: images (B, 3, H, W) to logits (B, K)."""
+
+    def modules(self, blueprint: Blueprint, drop_path: float = 0.0) -> list[nn.Sequential]:
+        """Build its modules, each of which fits in the place of a module of the meta model."""
+
+    def rules(self, blueprint: Blueprint, *, keep_stitches: bool = False) -> Sequence[Rules]:
+        """Where the tensors of every module go in the whole student."""
+
+    def fresh(self, blueprint: Blueprint) -> Sequence[str]:
+        """Regular expressions for tensors of the whole student that no module trains."""
+
+
+FAMILIES: dict[str, Family] = {"vmoe": vmoe}
+
+
+def family(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in FAMILIES:
+        raise UsageError(f"There is no student family {name!r}. Known families: {', '.join(sorted(FAMILIES))}.")
+    return FAMILIES[name]
