@@ -1,0 +1,35 @@
+"""Images and labels: where they are found, how they are stored, imported, augmented and fed."""
+
+from m2mkd_ray.data.augment import IMAGENET, Augmentation
+from m2mkd_ray.data.catalog import DATASETS, Dataset
+from m2mkd_ray.data.corruptions import CORRUPTIONS, corrupt
+from m2mkd_ray.data.feed import Batch, Batches, EvalBatches, FeedConfig
+from m2mkd_ray.data.importers import IMPORTERS, Importer, guess_importer, import_data
+from m2mkd_ray.data.index import ClassName, DatasetFolder, Index, Split, find
+from m2mkd_ray.data.shards import Row, Rows, Shard, ShardWriter
+
+__all__ = [
+    "CORRUPTIONS",
+    "DATASETS",
+    "IMAGENET",
+    "IMPORTERS",
+    "Augmentation",
+    "Batch",
+    "Batches",
+    "ClassName",
+    "Dataset",
+    "DatasetFolder",
+    "EvalBatches",
+    "FeedConfig",
+    "Importer",
+    "Index",
+    "Row",
+    "Rows",
+    "Shard",
+    "ShardWriter",
+    "Split",
+    "corrupt",
+    "find",
+    "guess_importer",
+    "import_data",
+]
