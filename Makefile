@@ -63,7 +63,8 @@ test-chaos: $(INSTALLED)  ## tests that kill workers and drivers in mid-run
 	$(TEST) -m "chaos and not gpu"
 
 bench: $(INSTALLED)  ## the measurements of benchmarks/, one after the other
-	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	@set -e; for file in benchmarks/[!_]*.py; do name=$$(basename $$file .py); echo "== $$name"; \
+		$(BIN)/python -m benchmarks.$$name --store $(STORE)/benchmarks --json $(STORE)/benchmarks/$$name.json; done
 
 clean:  ## remove caches and build products (not .venv, not runs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov

@@ -17,7 +17,14 @@ from m2mkd_ray.models import create_vit
 from m2mkd_ray.training import Classification, DeepSpeedConfig, DeepSpeedEngine, TrainConfig
 
 SMALL = Vit(
-    name="vit_tiny_patch16_224", img_size=28, patch_size=14, num_classes=10, width=16, depth=2, num_heads=2, mlp_ratio=2
+    name="vit_tiny_patch16_224",
+    img_size=28,
+    patch_size=14,
+    num_classes=10,
+    width=16,
+    depth=2,
+    num_heads=2,
+    mlp_ratio=2,
 )
 
 

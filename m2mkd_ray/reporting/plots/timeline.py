@@ -161,7 +161,7 @@ def _colour(theme: Theme, report: Report, span: Span) -> str:
     if kind == "finetune":
         is_student = any(subject.recipe == span.recipe for subject in report.of_kind("student"))
         return theme.m2mkd if is_student else theme.pure
-    trainings = {"teacher": theme.teacher, "meta": theme.meta, "pair": theme.hybrid}
+    trainings = {"teacher": theme.teacher, "incubate": theme.teacher, "meta": theme.meta, "pair": theme.hybrid}
     return trainings.get(kind) or theme.chores[0]
 
 

@@ -1,0 +1,46 @@
+"""What a running stage sees of the world."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from m2mkd_ray.execution.stage import Metrics, Resources
+
+
+class Checkpoints(Protocol):
+    """Where a stage keeps what it needs to go on after a kill.
+
+    A checkpoint is a folder of files at a step. It appears whole or not at all,
+    is checked against its hashes before it is given back, and outlives worker,
+    node and driver.
+    """
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest whole checkpoint as (step, local folder to read), or None."""
+
+    def save(self, step: int, files: Path) -> None:
+        """Keep the folder `files` (moved or copied) as the checkpoint of `step`; older ones go."""
+
+
+class StageContext(Protocol):
+    """The only door between a stage and the rest."""
+
+    inputs: Mapping[str, Path]
+    """Local folder with the artifacts of each need, by role; read only."""
+    input_metrics: Mapping[str, Metrics]
+    """What each need returned, by role."""
+    input_manifests: Mapping[str, Mapping[str, Any]]
+    """The manifest of each need, by role: times, place, attempts, files, versions."""
+    out: Path
+    """Empty local folder; what is in it when `run` returns becomes the artifact."""
+    checkpoints: Checkpoints
+    durable: str
+    """Path or URI, reachable from every node, below which a library may keep checkpoints of its own (Ray Train
+    does); outlives worker, node and driver, and goes when the stage is complete."""
+    resources: Resources
+    placement: BaseModel
+
+    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Say how far the stage is, with what it measures; becomes `progress.json`. Cheap, throttled."""

@@ -1,0 +1,355 @@
+"""The executor: one controller that brings a plan to its end.
+
+It skips what is complete, locks what it will compute, has everything run that is
+ready, takes results in the order in which they come, and asks `failures.decide`
+about each failure. A failed stage stops only the stages below it. It keeps no
+state that matters: after a kill, the same call goes on from what the store holds.
+
+Turned down: Ray Workflows (removed from Ray), an actor pool per kind of stage
+(retry, resume and status would be written for each), restarts by Ray (kinds of
+failure could not be counted apart, and the log would not tell of them).
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from types import FrameType
+
+from m2mkd_ray.errors import ArtifactError, LockedError, UsageError
+from m2mkd_ray.execution import failures
+from m2mkd_ray.execution.events import (
+    Event,
+    Outcome,
+    StageEnded,
+    StageFailed,
+    StageProgress,
+    StageRetried,
+    StageReused,
+    StageSkipped,
+    StageStarted,
+)
+from m2mkd_ray.execution.failures import GiveUp, Kind, Retry
+from m2mkd_ray.execution.launcher import Failed, Finished, Launcher, Report, Started
+from m2mkd_ray.execution.locks import Locks
+from m2mkd_ray.execution.stage import Stage, in_order
+from m2mkd_ray.execution.store import Progress, Store
+from m2mkd_ray.execution.worker import Where, job
+
+logger = logging.getLogger(__name__)
+
+Decide = Callable[[Kind, Sequence[Kind]], Retry | GiveUp]
+
+_POLL_S = 0.5
+_WATCH_LOCAL_S = 1.0
+_WATCH_REMOTE_S = 15.0
+
+
+def execute(
+    plan: Sequence[Stage],
+    store: Store,
+    launcher: Launcher,
+    *,
+    until: Iterable[str] | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    verify: bool = False,
+    stall_timeout_s: float | None = None,
+    decide: Decide = failures.decide,
+) -> Outcome:
+    """Run what is not complete of a plan.
+
+    Args:
+        plan: the stages; what they need is added.
+        until: names of the stages to end with; None: all.
+        on_event: called in this thread for whatever happens.
+        verify: compare the contents of all complete artifacts with their hashes first, not only their sizes.
+        stall_timeout_s: kill and retry a stage that reports nothing for so long; None: never.
+        decide: what to do about a failure.
+
+    Returns:
+        How each stage ended; `raise_for_failures()` turns failures into one exception.
+
+    Raises:
+        UsageError: `until` names a stage that the plan does not have.
+        LockedError: another living driver computes one of the stages.
+        KeyboardInterrupt: SIGINT or SIGTERM; workers are killed, locks released, checkpoints kept.
+    """
+    stages = closure(plan, until)
+    with Locks(store) as locks, _interrupts(raise_at_once=launcher.runs_in_process) as interrupted:
+        executor = _Executor(stages, store, launcher, locks, interrupted, on_event, stall_timeout_s, decide)
+        try:
+            executor.look(verify)
+            executor.loop()
+        except BaseException:
+            executor.abandon()
+            raise
+        return executor.outcome()
+
+
+def closure(plan: Sequence[Stage], until: Iterable[str] | None = None) -> list[Stage]:
+    """The stages named in `until` (None: all of the plan) and what they need, in order.
+
+    Raises:
+        UsageError: a name is not in the plan.
+    """
+    ordered = in_order(plan)
+    if until is None:
+        return ordered
+    wanted = set(until)
+    known = {stage.name for stage in ordered}
+    if unknown := sorted(wanted - known):
+        raise UsageError(f"The plan has no stage {', '.join(unknown)}. It has: {', '.join(sorted(known))}.")
+    return in_order(stage for stage in ordered if stage.name in wanted)
+
+
+class _State(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    COMPLETE = auto()
+    FAILED = auto()
+    SKIPPED = auto()
+
+
+@dataclass
+class _Run:
+    """What the executor knows of a stage."""
+
+    stage: Stage
+    state: _State = _State.WAITING
+    history: list[Kind] = field(default_factory=list)
+    not_before: float = 0.0
+    where: Where = field(default_factory=dict)
+    started: float | None = None
+    """Monotonic time at which a worker took it up; None while it waits for one."""
+    progress: Progress | None = None
+    changed: float = 0.0
+    """Monotonic time at which it last said something."""
+    end: Event | None = None
+
+
+class _Executor:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        store: Store,
+        launcher: Launcher,
+        locks: Locks,
+        interrupted: threading.Event,
+        on_event: Callable[[Event], None],
+        stall_timeout_s: float | None,
+        decide: Decide,
+    ) -> None:
+        self._runs = {stage.address: _Run(stage) for stage in stages}
+        self._store = store
+        self._launcher = launcher
+        self._locks = locks
+        self._interrupted = interrupted
+        self._on_event = on_event
+        self._stall_timeout_s = stall_timeout_s
+        self._decide = decide
+        self._cost: dict[str, float] = {}
+        self._repaired: set[str] = set()
+        self._next_watch = 0.0
+
+    # Before the first launch
+
+    def look(self, verify: bool) -> None:
+        """Find what is complete, lock the rest, and put what is spoilt in quarantine."""
+        todo = [run for run in self._runs.values() if not self._reuse(run, verify)]
+        self._locks.acquire(run.stage.address for run in todo)
+        for run in todo:
+            # Between the first look and our lock, another driver may have completed it.
+            if self._reuse(run, verify):
+                self._locks.release([run.stage.address])
+            else:
+                self._clear(run.stage)
+        self._cost = self._store.seconds(run.stage.name for run in self._in_state(_State.WAITING))
+
+    def _reuse(self, run: _Run, verify: bool) -> bool:
+        status = self._store.status(run.stage.address, verify=verify)
+        if status.state != "complete" or status.manifest is None:
+            return False
+        self._end(run, _State.COMPLETE, StageReused(run.stage, status.manifest["seconds"], status.manifest["metrics"]))
+        return True
+
+    def _clear(self, stage: Stage) -> None:
+        """Make the place of an artifact free; we hold its lock."""
+        status = self._store.status(stage.address, verify=True)
+        if status.state == "spoilt":
+            self._store.quarantine(stage.address, "; ".join(status.problems))
+
+    # The loop
+
+    def loop(self) -> None:
+        """Run until nothing is left that could."""
+        while True:
+            self._submit_ready()
+            running = self._in_state(_State.RUNNING)
+            waiting = self._in_state(_State.WAITING)
+            if not running and not waiting:
+                return
+            reports = self._launcher.poll(_POLL_S) if running else self._sleep(waiting)
+            for report in reports:
+                self._handle(report)
+            self._watch()
+            self._locks.check()
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+
+    def _sleep(self, waiting: Sequence[_Run]) -> list[Report]:
+        soonest = min(run.not_before for run in waiting)
+        self._interrupted.wait(max(0.0, min(_POLL_S, soonest - time.monotonic())))
+        return []
+
+    def _submit_ready(self) -> None:
+        """Submit everything ready at once, longest first: what has no room yet is what an autoscaler sees."""
+        ready = [run for run in self._in_state(_State.WAITING) if self._is_ready(run)]
+        for run in sorted(ready, key=lambda run: -self._cost.get(run.stage.name, 0.0)):
+            run.state, run.started, run.progress = _State.RUNNING, None, None
+            self._store.forget_scratch(run.stage.address)
+            self._launcher.submit(job(run.stage), self._store)
+
+    def _is_ready(self, run: _Run) -> bool:
+        needs = (self._runs[need.address] for need in run.stage.needs.values())
+        return time.monotonic() >= run.not_before and all(need.state is _State.COMPLETE for need in needs)
+
+    def _handle(self, report: Report) -> None:
+        run = self._runs[report.address]
+        match report:
+            case Started(where=where):
+                run.where, run.started, run.changed = where, time.monotonic(), time.monotonic()
+                step = self._store.checkpoints(run.stage.address).newest_step()
+                goes_on = "" if step is None else f", goes on from its checkpoint of step {step}"
+                logger.info("%s started on %s (pid %s)%s", run.stage.address, where["host"], where["pid"], goes_on)
+                self._on_event(StageStarted(run.stage, where, step))
+            case Finished(metrics=metrics):
+                seconds = self._store.manifest(run.stage.address)["seconds"]
+                logger.info("%s ended after %.1f s", run.stage.address, seconds)
+                self._end(run, _State.COMPLETE, StageEnded(run.stage, seconds, metrics, run.where))
+                self._locks.release([run.stage.address])
+            case Failed():
+                self._store.end_attempt(run.stage.address, report.kind, report.message)
+                if not (isinstance(report.error, ArtifactError) and self._repair(run)):
+                    self._judge(run, report)
+
+    def _repair(self, run: _Run) -> bool:
+        """Have spoilt needs made anew, each once a run; False if that is not what stopped the stage."""
+        needs = [self._runs[need.address] for need in run.stage.needs.values()]
+        complete = [need for need in needs if need.state is _State.COMPLETE]
+        spoilt = [need for need in complete if self._store.status(need.stage.address, verify=True).state != "complete"]
+        addresses = {need.stage.address for need in spoilt}
+        if addresses & self._repaired or (not spoilt and len(complete) == len(needs)):
+            return False
+        try:
+            self._locks.acquire(addresses)
+        except LockedError as error:
+            logger.warning("%s cannot be made anew: %s", ", ".join(sorted(addresses)), error)
+            return False
+        self._repaired |= addresses
+        for need in spoilt:
+            self._clear(need.stage)
+            need.state, need.end = _State.WAITING, None
+        run.state = _State.WAITING
+        return True
+
+    def _judge(self, run: _Run, failed: Failed) -> None:
+        """Ask the policy about a failure, and do as it says."""
+        decision = self._decide(failed.kind, tuple(run.history))
+        run.history.append(failed.kind)
+        name, kind, attempt = run.stage.address, failed.kind, len(run.history)
+        if isinstance(decision, Retry):
+            logger.warning("%s is retried in %.1f s: attempt %d %s", name, decision.delay_s, attempt, failed.message)
+            run.state, run.not_before = _State.WAITING, time.monotonic() + decision.delay_s
+            self._on_event(StageRetried(run.stage, kind, attempt, decision.delay_s, failed.message))
+            return
+        logger.error("%s failed (%s): %s\n%s", name, decision.reason, failed.message, failed.traceback)
+        end = StageFailed(run.stage, kind, decision.reason, failed.message, failed.traceback, failed.error)
+        self._end(run, _State.FAILED, end)
+        self._locks.release([name])
+        self._skip_below()
+
+    def _skip_below(self) -> None:
+        for run in self._in_state(_State.WAITING):  # in order: a stage comes after its needs
+            ends = [self._runs[need.address].end for need in run.stage.needs.values()]
+            causes: dict[str, Stage] = {}
+            for end in ends:
+                if isinstance(end, StageFailed):
+                    causes[end.stage.address] = end.stage
+                elif isinstance(end, StageSkipped):
+                    causes |= {stage.address: stage for stage in end.because}
+            if causes:
+                self._end(run, _State.SKIPPED, StageSkipped(run.stage, tuple(causes.values())))
+                self._locks.release([run.stage.address])
+
+    def _watch(self) -> None:
+        """Pass on what workers report, and end those that have been silent for too long."""
+        if time.monotonic() < self._next_watch:
+            return
+        self._next_watch = time.monotonic() + (_WATCH_LOCAL_S if self._store.is_local else _WATCH_REMOTE_S)
+        for run in self._in_state(_State.RUNNING):
+            if run.started is None:
+                continue
+            progress = self._store.progress(run.stage.address)
+            if progress is not None and progress != run.progress:
+                run.progress, run.changed = progress, time.monotonic()
+                self._on_event(StageProgress(run.stage, progress))
+            elif self._stall_timeout_s is not None and time.monotonic() - run.changed > self._stall_timeout_s:
+                self._launcher.kill(run.stage.address)
+                message = f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s"
+                self._handle(Failed(run.stage.address, Kind.STALLED, message))
+
+    # The end
+
+    def abandon(self) -> None:
+        """End all workers; what they checkpointed stays."""
+        running = self._in_state(_State.RUNNING)
+        for run in running:
+            self._launcher.kill(run.stage.address)
+        for run in running:
+            self._store.end_attempt(run.stage.address, "INTERRUPTED")
+
+    def outcome(self) -> Outcome:
+        """How every stage ended."""
+        ends = [run.end for run in self._runs.values()]
+        return Outcome(
+            complete=tuple(end for end in ends if isinstance(end, StageReused | StageEnded)),
+            failed=tuple(end for end in ends if isinstance(end, StageFailed)),
+            skipped=tuple(end for end in ends if isinstance(end, StageSkipped)),
+        )
+
+    def _end(self, run: _Run, state: _State, event: Event) -> None:
+        run.state, run.end = state, event
+        self._on_event(event)
+
+    def _in_state(self, state: _State) -> list[_Run]:
+        return [run for run in self._runs.values() if run.state is state]
+
+
+@contextmanager
+def _interrupts(raise_at_once: bool) -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event (or KeyboardInterrupt); the second ends the process at once."""
+    interrupted = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        interrupted.set()
+        logger.warning("%s: ending workers; run the same command to go on", signal.Signals(number).name)
+        if raise_at_once:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # signals are the main thread's; it has its own way to end us
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

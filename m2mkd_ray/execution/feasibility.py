@@ -1,0 +1,68 @@
+"""Whether any node can hold a stage: asked before a launch, because Ray waits for ever and says little.
+
+Stuck autoscalers are among the most frequent complaints about Ray (ray-project/ray#18018, #27910, #47792).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from m2mkd_ray.execution.stage import Resources, Stage
+
+_UNITS = {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node, or a type of node that may be started: its name, and its resources as Ray counts them."""
+
+    name: str
+    resources: Mapping[str, float]
+
+
+def misfits(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
+    """A sentence for each request that no node can hold, with the stages that make it; empty if all fit."""
+    by_request: dict[Resources, list[str]] = {}
+    for stage in plan:
+        by_request.setdefault(stage.resources, []).append(stage.name)
+    found = []
+    for resources, names in by_request.items():
+        wanted = _wanted(resources)
+        who = _who(names)
+        if resources.gpus > 1 and resources.gpus != int(resources.gpus):
+            found.append(f"{who} {resources.gpus:g} GPUs, but above one GPU Ray gives only whole ones.")
+        elif not any(_holds(node, wanted) for node in nodes):
+            found.append(f"{who} {_say(wanted)}, but no node has so much: {_largest(nodes, wanted)}.")
+    return found
+
+
+def _wanted(resources: Resources) -> dict[str, float]:
+    memory = (resources.memory_gb or 0.0) * 1e9
+    wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": memory}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def _holds(node: Node, wanted: Mapping[str, float]) -> bool:
+    return all(node.resources.get(name, 0.0) >= amount for name, amount in wanted.items())
+
+
+def _who(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{shown} {'asks' if len(names) == 1 else 'ask'} for"
+
+
+def _say(amounts: Mapping[str, float]) -> str:
+    return " and ".join(_amount(name, amount / _UNITS[name]) for name, amount in amounts.items())
+
+
+def _amount(name: str, amount: float) -> str:
+    if name == "memory":
+        return f"{amount:.3g} GB of memory"
+    return f"{amount:g} {name}" if 0 < amount <= 1 else f"{amount:g} {name}s"
+
+
+def _largest(nodes: Sequence[Node], wanted: Mapping[str, float]) -> str:
+    """The most of each wanted resource that a single node has."""
+    if not nodes:
+        return "there are no nodes"
+    most = {name: max(node.resources.get(name, 0.0) for node in nodes) for name in wanted}
+    return f"the most on one of {len(nodes)} is {_say(most)}. Lower the stages' resources or add a larger node"
