@@ -34,14 +34,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slices": DOMAIN | {"execution.stage", "stages", "data", "evaluation", "recipe"},
     "pipeline": DOMAIN | {"execution.stage", "stages", "recipe", "recipes", "slices"},
     "preflight": BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline"},
-    "cli": BELOW_STAGES | {"stages", "recipe", "pipeline", "recipes", "slices", "preflight", "cli"},
+    "cli": BELOW_STAGES | {"stages", "recipe", "pipeline", "recipes", "slices", "preflight", "commands"},
 }
 """What each room may import of ours, besides itself (but see `stages`). A dotted name is that file only."""
 
 NO_STAGE: set[str] = {"stages.parts"}
 """Files in `stages/` that hold no stage, which stages may therefore import (`stages.<file>`)."""
 
-OF_CLI = re.compile(r"cli(_\w+)?|commands|doctor|__main__")
+OF_CLI = re.compile(r"cli(_\w+)?|commands|__main__")
 """Files and folders that are part of the room `cli`."""
 
 ONLY_IN = {"ray": ("execution/", "stages/finetune.py"), "deepspeed": ("training/engine.py",)}

@@ -35,7 +35,7 @@ _ENTRIES = (
         splits=("train", "test"),
         licence="MIT",
         source="github.com/zalandoresearch/fashion-mnist, or Debian's package dataset-fashion-mnist",
-        how="m2mkd data import idx FOLDER --name fashion-mnist --option licence=MIT",
+        how="m2mkd data import fashion-mnist --source FOLDER",
     ),
     Dataset(
         name="digits",
@@ -44,7 +44,7 @@ _ENTRIES = (
         splits=("train", "test"),
         licence="CC-BY-4.0",
         source="the installed package scikit-learn",
-        how="m2mkd data import digits sklearn --name digits",
+        how="m2mkd data import digits --source sklearn",
     ),
     Dataset(
         name="icon-domains",
@@ -53,7 +53,7 @@ _ENTRIES = (
         splits=("train", "test", "uicolor", "emoji", "emojimono"),
         licence="MIT, Apache-2.0, CC-BY, OFL, ISC, BSD and others, by icon set",
         source="icon_domains_64.npz, drawn from the npm package @iconify/json",
-        how="m2mkd data import icons icon_domains_64.npz --name icon-domains --option licences=permissive",
+        how="m2mkd data import icon-domains --source icon_domains_64.npz --licences permissive",
     ),
     Dataset(
         name="imagenet-1k",
@@ -62,7 +62,7 @@ _ENTRIES = (
         splits=("train", "val"),
         licence="non-commercial research, image-net.org/download",
         source="image-net.org, unpacked to train/<wnid>/*.JPEG and val/<wnid>/*.JPEG",
-        how="m2mkd data import image-folder FOLDER --name imagenet-1k",
+        how="m2mkd data import imagenet-1k --source FOLDER",
     ),
     Dataset(
         name="tiny-imagenet",
@@ -71,7 +71,7 @@ _ENTRIES = (
         splits=("train", "val"),
         licence="non-commercial research, as ImageNet",
         source="cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked",
-        how="m2mkd data import image-folder tiny-imagenet-200 --name tiny-imagenet",
+        how="m2mkd data import tiny-imagenet --source tiny-imagenet-200",
     ),
     Dataset(
         name="tiny-imagenet-r",
@@ -80,7 +80,7 @@ _ENTRIES = (
         splits=("test",),
         licence="as ImageNet-R",
         source="zenodo.org/records/6653675, unpacked",
-        how="m2mkd data import image-folder FOLDER --name tiny-imagenet-r --option splits=test=.",
+        how="m2mkd data import tiny-imagenet-r --source FOLDER --kind image-folder --option splits=test=.",
     ),
     Dataset(
         name="imagenet-r",
@@ -89,7 +89,7 @@ _ENTRIES = (
         splits=("test",),
         licence="MIT (annotations); images belong to their authors",
         source="github.com/hendrycks/imagenet-r, unpacked",
-        how="m2mkd data import image-folder imagenet-r --name imagenet-r --option splits=test=.",
+        how="m2mkd data import imagenet-r --source imagenet-r --kind image-folder --option splits=test=.",
     ),
     Dataset(
         name="cifar10",
@@ -98,7 +98,7 @@ _ENTRIES = (
         splits=("train", "test"),
         licence="none stated",
         source="cs.toronto.edu/~kriz/cifar.html, the python or the binary version",
-        how="m2mkd data import cifar cifar-10-python.tar.gz --name cifar10",
+        how="m2mkd data import cifar10 --source cifar-10-python.tar.gz",
     ),
     Dataset(
         name="cifar100",
@@ -107,7 +107,7 @@ _ENTRIES = (
         splits=("train", "test"),
         licence="none stated",
         source="cs.toronto.edu/~kriz/cifar.html, the python or the binary version",
-        how="m2mkd data import cifar cifar-100-python.tar.gz --name cifar100",
+        how="m2mkd data import cifar100 --source cifar-100-python.tar.gz",
     ),
 )
 

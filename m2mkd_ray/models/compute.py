@@ -8,6 +8,7 @@ V-MoE-Base, 209 for its four pairs.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch
@@ -43,6 +44,7 @@ class PairCost:
         return self.before + self.teacher + self.student + self.after
 
 
+@cache
 def vit_block_macs(vit: Vit) -> float:
     """Forward MAC of one block of a ViT, per image."""
     with torch.device("meta"):
@@ -75,11 +77,12 @@ def module_stage_factor(blueprint: Blueprint, *, with_teacher: bool = True) -> f
     return pairs / (student_macs(blueprint) * (1 + BACKWARD))
 
 
-def _student_blocks(blueprint: Blueprint) -> list[float]:
+@cache
+def _student_blocks(blueprint: Blueprint) -> tuple[float, ...]:
     with torch.device("meta"):
         model = family(blueprint.student.family).model(blueprint)
     assert isinstance(model, VisionTransformer)
-    return [_block_macs(model, index) for index in range(sum(blueprint.student_depths))]
+    return tuple(_block_macs(model, index) for index in range(sum(blueprint.student_depths)))
 
 
 def _block_macs(model: VisionTransformer, index: int) -> float:

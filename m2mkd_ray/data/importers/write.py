@@ -118,7 +118,7 @@ def _same(found: DatasetFolder, config: WriteConfig) -> Index:
         return found.index
     raise DataError(
         f"{found.path} holds a data set that was imported with {found.index.imported}, not {_imported(config)}. "
-        "Remove the folder or import under another name (--name)."
+        "Remove the folder or import under another name."
     )
 
 

@@ -1,0 +1,211 @@
+"""What a person sees while a plan is carried out: a live table on a terminal, else a line for each event.
+
+Both are told the executor's events and write to stderr; the result of the run is
+printed afterwards, to stdout.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from m2mkd_ray.commands.output import place, said
+from m2mkd_ray.execution import (
+    Event,
+    Stage,
+    StageEnded,
+    StageFailed,
+    StageProgress,
+    StageRetried,
+    StageReused,
+    StageSkipped,
+    StageStarted,
+    Store,
+)
+from m2mkd_ray.reporting.units import duration
+
+_REFRESH_S = 0.5
+_LINE_EVERY_S = 10.0
+"""Seconds between two lines on the progress of one stage."""
+_STYLES = {"running": "cyan", "complete": "green", "reused": "green", "failed": "bold red", "retry": "yellow"}
+
+
+class Follower(Protocol):
+    """Shows the events of a run."""
+
+    def __enter__(self) -> "Follower":
+        """Begin to show."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+
+    def __call__(self, event: Event) -> None:
+        """Take an event in."""
+
+
+@dataclass
+class Row:
+    """What is known of a stage."""
+
+    stage: Stage
+    state: str = "waiting"
+    step: int | None = None
+    total_steps: int | None = None
+    words: str = ""
+    where: str = ""
+    seconds: float | None = None
+    started: float | None = None
+    """Monotonic time at which a worker took it up."""
+
+    def take(self, event: Event) -> None:
+        """What the event says of the stage."""
+        match event:
+            case StageReused(seconds=seconds, metrics=metrics):
+                self.state, self.seconds, self.words = "reused", seconds, said(metrics)
+            case StageStarted(where=where, from_step=from_step):
+                self.state, self.where, self.started, self.step = "running", place(where), time.monotonic(), from_step
+            case StageProgress(progress=progress):
+                self.step, self.total_steps, self.words = progress.step, progress.total_steps, said(progress.metrics)
+            case StageEnded(seconds=seconds, metrics=metrics):
+                self.state, self.seconds, self.words, self.step = "complete", seconds, said(metrics), None
+            case StageRetried(kind=kind, attempt=attempt):
+                self.state, self.words, self.step = "retry", f"{kind} in attempt {attempt}", None
+            case StageFailed(message=message):
+                self.state, self.words = "failed", message.partition("\n")[0]
+            case StageSkipped(because=because):
+                self.state, self.words = "skipped", f"needs {', '.join(stage.name for stage in because)}"
+
+
+class LiveTable:
+    """A table of all stages that changes in place."""
+
+    def __init__(self, stages: Sequence[Stage], store: Store, console: Console, *, polls_store: bool) -> None:
+        """
+        Args:
+            polls_store: read the progress of running stages from the store, because the executor cannot
+                tell of it while it runs a stage in its own process.
+        """
+        self.rows = {stage.address: Row(stage) for stage in stages}
+        self._store, self._polls_store = store, polls_store
+        self._began = time.monotonic()
+        self._live = Live(
+            get_renderable=self.table, console=console, refresh_per_second=1 / _REFRESH_S, vertical_overflow="visible"
+        )
+
+    def __enter__(self) -> "LiveTable":
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        self.rows[event.stage.address].take(event)
+
+    def table(self) -> Table:
+        """The table as it is now; stages of several recipes say which."""
+        rows = list(self.rows.values())
+        if self._polls_store:
+            for row in rows:
+                self._poll(row)
+        several = len({row.stage.of for row in rows}) > 1
+        done = sum(row.state in ("complete", "reused") for row in rows)
+        title = f"{done} of {len(rows)} stages complete, {duration(time.monotonic() - self._began)}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("stage", *(("of",) if several else ()), "state", "progress", "time", "metrics", "where"):
+            table.add_column(name, no_wrap=name != "metrics")
+        for row in rows:
+            seconds = row.seconds
+            if row.state == "running" and row.started is not None:
+                seconds = time.monotonic() - row.started
+            table.add_row(
+                row.stage.name,
+                *((row.stage.of,) if several else ()),
+                Text(row.state, style=_STYLES.get(row.state, "dim")),
+                _progress(row),
+                duration(seconds) if seconds is not None else "",
+                row.words,
+                row.where,
+            )
+        return table
+
+    def _poll(self, row: Row) -> None:
+        progress = self._store.progress(row.stage.address) if row.state == "running" else None
+        if progress is not None:
+            row.take(StageProgress(row.stage, progress))
+
+
+class Lines:
+    """A line for each event, for logs and pipes."""
+
+    def __init__(self, stages: Sequence[Stage], stream: TextIO | None = None) -> None:
+        self.rows = {stage.address: Row(stage) for stage in stages}
+        self._stream = stream or sys.stderr
+        self._said_at: dict[str, float] = {}
+        self._several = len({stage.of for stage in stages}) > 1
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.flush()
+
+    def __call__(self, event: Event) -> None:
+        address = event.stage.address
+        row = self.rows[address]
+        row.take(event)
+        if isinstance(event, StageProgress):
+            if time.monotonic() - self._said_at.get(address, -_LINE_EVERY_S) < _LINE_EVERY_S:
+                return
+            self._said_at[address] = time.monotonic()
+        clock = time.strftime("%H:%M:%S")
+        of = f" ({event.stage.of})" if self._several else ""
+        print(f"{clock} {event.stage.name}{of}: {_sentence(row, event)}", file=self._stream, flush=True)
+
+
+def follower(stages: Sequence[Stage], store: Store, console: Console, *, polls_store: bool) -> Follower:
+    """The live table on a terminal, else lines."""
+    if console.is_terminal:
+        return LiveTable(stages, store, console, polls_store=polls_store and store.is_local)
+    return Lines(stages)
+
+
+def _progress(row: Row) -> Table | str:
+    if row.step is None or not row.total_steps:
+        return ""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(row.total_steps, row.step, width=12), f"{row.step}/{row.total_steps}")
+    return grid
+
+
+def _sentence(row: Row, event: Event) -> str:
+    words = f": {row.words}" if row.words else ""
+    match event:
+        case StageReused():
+            return f"complete from before{words}"
+        case StageStarted(from_step=from_step):
+            return f"started on {row.where}" + (f", goes on from step {from_step}" if from_step is not None else "")
+        case StageProgress():
+            return f"step {row.step}/{row.total_steps}{words}"
+        case StageEnded(seconds=seconds):
+            return f"complete after {duration(seconds)}{words}"
+        case StageRetried(delay_s=delay_s):
+            return f"tried again in {delay_s:.1f} s, {row.words}"
+        case StageFailed():
+            return f"failed{words}"
+        case StageSkipped():
+            return f"not run, {row.words}"

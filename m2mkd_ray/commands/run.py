@@ -1,0 +1,213 @@
+"""`m2mkd run`: carry a plan out, from where the store is."""
+
+import logging
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from m2mkd_ray.commands.log import log_file
+from m2mkd_ray.commands.output import print_json
+from m2mkd_ray.commands.session import AsJson, RecipeName, Session, Settings, StoreRoot, Verbose, planned, session
+
+if TYPE_CHECKING:
+    from m2mkd_ray.execution import Launcher, Outcome, Stage, Store
+    from m2mkd_ray.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+Until = Annotated[
+    list[str] | None,
+    typer.Option("--until", metavar="STAGE", help="End with the stages of this name (split, pair-0); repeatable."),
+]
+NumCpus = Annotated[
+    int | None, typer.Option("--num-cpus", min=1, help="Cores of a Ray of our own; default: those of this machine.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster (auto, host:port, ray://host:port); default: a Ray of our own on this machine."),
+]
+
+
+class LauncherName(StrEnum):
+    """Who runs the stages."""
+
+    RAY = "ray"
+    LOCAL = "local"
+
+
+LauncherOption = Annotated[
+    LauncherName,
+    typer.Option("--launcher", help="ray: actors in parallel. local: one after another in this process."),
+]
+
+
+def run(
+    context: typer.Context,
+    recipe: RecipeName,
+    settings: Settings = None,
+    store: StoreRoot = "runs",
+    until: Until = None,
+    launcher: LauncherOption = LauncherName.RAY,
+    address: Address = None,
+    num_cpus: NumCpus = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First compare complete artifacts with their hashes.")
+    ] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run what is not complete of a recipe; the same command resumes. Ends with the table and the report."""
+    from m2mkd_ray.commands.follow import follower
+    from m2mkd_ray.execution import closure, execute
+
+    now = session(context)
+    now.log.say_more(verbose)
+    chosen = now.choose(recipe, settings)
+    stages = closure(planned(chosen), until or None)
+    opened = now.open_store(store)
+    machine = _launcher(now, chosen, stages, launcher, address, num_cpus, verify=verify)
+    try:
+        with follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as follow:
+            outcome = execute(stages, opened, machine, on_event=follow, verify=verify)
+    finally:
+        machine.close()
+    result = result_of(chosen, opened, outcome)
+    if as_json:
+        print_json(result)
+    outcome.raise_for_failures()
+    if not as_json:
+        _print_result(result, outcome, opened)
+
+
+def _launcher(
+    now: Session,
+    recipe: "Recipe",
+    stages: "Sequence[Stage]",
+    name: LauncherName,
+    address: str | None,
+    num_cpus: int | None,
+    *,
+    verify: bool,
+) -> "Launcher":
+    """The launcher, after all checks. Where nothing is left to run there is nothing to check or to start."""
+    from m2mkd_ray import preflight
+    from m2mkd_ray.execution import LocalLauncher, check
+
+    store = now.store
+    assert store is not None
+    todo = [stage for stage in stages if store.status(stage.address, verify=verify).state != "complete"]
+    if not todo:
+        return LocalLauncher()
+    checks = [lambda: preflight.problems(recipe)]
+    if name is LauncherName.LOCAL:
+        checks.append(lambda: _not_without_ray(recipe, todo))
+    elif address is None:  # known without starting Ray
+        checks.append(lambda: preflight.capacity_problems(todo, [preflight.this_machine(num_cpus)]))
+    check(todo, store, LocalLauncher(), extra=checks)
+    if (file := log_file(store, "run")) is not None:
+        now.log.keep(file)
+    return LocalLauncher() if name is LauncherName.LOCAL else _ray(recipe, todo, store, address, num_cpus)
+
+
+def _not_without_ray(recipe: "Recipe", stages: "Sequence[Stage]") -> list[str]:
+    from m2mkd_ray.stages.finetune import FinetunePlacement
+
+    placements = [stage.placement for stage in stages if isinstance(stage.placement, FinetunePlacement)]
+    if all(placement.engine == "torch" for placement in placements):
+        return []
+    return [
+        "finetune trains on ranks of Ray Train with engine=deepspeed, which --launcher local has not. "
+        "Use --launcher ray, or --set placement.finetune.engine=torch."
+    ]
+
+
+def _ray(
+    recipe: "Recipe", stages: "Sequence[Stage]", store: "Store", address: str | None, num_cpus: int | None
+) -> "Launcher":
+    from m2mkd_ray import preflight
+    from m2mkd_ray.execution import check
+    from m2mkd_ray.execution.ray_launcher import RayLauncher
+
+    launcher = RayLauncher(address, num_cpus=(num_cpus or preflight.available_cpus()) if address is None else None)
+    try:
+        nodes = launcher.nodes()
+        ranks = preflight.rank_problems(stages, nodes)
+        for warning in preflight.cluster_warnings(recipe, nodes) + (ranks if launcher.may_grow() else []):
+            logger.warning(warning)
+        check(stages, store, launcher, extra=[lambda: [] if launcher.may_grow() else ranks])
+    except BaseException:
+        launcher.close()
+        raise
+    return launcher
+
+
+def result_of(recipe: "Recipe", store: "Store", outcome: "Outcome") -> dict[str, Any]:
+    """How a run ended, as JSON values; `report` and `export` are paths, null if they are not complete."""
+    from m2mkd_ray.commands.results import numbers_of
+    from m2mkd_ray.execution import StageReused
+
+    complete = [
+        {
+            "name": done.stage.name,
+            "recipe": done.stage.of,
+            "address": done.stage.address,
+            "outcome": "reused" if isinstance(done, StageReused) else "complete",
+            "seconds": done.seconds,
+            "metrics": dict(done.metrics),
+        }
+        for done in outcome.complete
+    ]
+    failed = [
+        {
+            "name": failure.stage.name,
+            "recipe": failure.stage.of,
+            "address": failure.stage.address,
+            "outcome": "failed",
+            "kind": str(failure.kind),
+            "message": failure.message,
+        }
+        for failure in outcome.failed
+    ]
+    skipped = [
+        {
+            "name": skip.stage.name,
+            "recipe": skip.stage.of,
+            "address": skip.stage.address,
+            "outcome": "skipped",
+            "because": [stage.address for stage in skip.because],
+        }
+        for skip in outcome.skipped
+    ]
+    folders = {done.stage.name: store.open(done.stage.address) for done in outcome.complete if _is_result(done.stage)}
+    report, export = folders.get("report"), folders.get("export")
+    return {
+        "recipe": recipe.name,
+        "store": store.root,
+        "stages": [*complete, *failed, *skipped],
+        "report": str(report / "report.html") if report else None,
+        "export": str(export) if export else None,
+        "summary": numbers_of(report)["summary"] if report else None,
+    }
+
+
+def _is_result(stage: "Stage") -> bool:
+    return stage.name in ("report", "export")
+
+
+def _print_result(result: dict[str, Any], outcome: "Outcome", store: "Store") -> None:
+    from pathlib import Path
+
+    from m2mkd_ray.commands.results import numbers_of
+    from m2mkd_ray.reporting import Report, text_table
+
+    if result["report"]:
+        numbers = numbers_of(Path(result["report"]).parent)
+        typer.echo(text_table(Report.model_validate(numbers["report"])) + "\n")
+        typer.echo(f"Report: {result['report']}")
+    else:
+        last = outcome.complete[-1].stage
+        typer.echo(f"{len(outcome.complete)} stages are complete; the last is {store.open(last.address)}")
+    if result["export"]:
+        typer.echo(f"Export: {result['export']}")

@@ -1,0 +1,230 @@
+"""Checks of a recipe before anything expensive, each in sentences, all of them at once.
+
+What a frozen model can check alone it has checked already (`recipe.py`, `blueprint.py`);
+here the recipe meets the data sets on disk, the ViTs that timm can build, and the
+machines. Models are built on the meta device, so that nothing is computed.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from m2mkd_ray.blueprint import Blueprint, Vit
+from m2mkd_ray.data import DatasetFolder, find
+from m2mkd_ray.data.lanes import balanced
+from m2mkd_ray.errors import DataError, M2mkdError
+from m2mkd_ray.evaluation import class_columns, find_suite
+from m2mkd_ray.execution import Stage
+from m2mkd_ray.execution.feasibility import Node, misfits
+from m2mkd_ray.models import create_vit, family, split
+from m2mkd_ray.recipe import Phase, Recipe
+from m2mkd_ray.stages.finetune import FinetunePlacement
+from m2mkd_ray.training.engine import deepspeed_config
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """What is wrong with a recipe here, whatever the machines; empty if it can run."""
+    checks: tuple[Callable[[Recipe], Iterator[str]], ...] = (_of_data, _of_suites, _of_models, _of_settings)
+    return [problem for check in checks for problem in check(recipe)]
+
+
+def phases(recipe: Recipe) -> dict[str, Phase]:
+    """The trainings that a run of the recipe does, by their place in it."""
+    tuned = {"finetune": recipe.finetune}
+    if recipe.start == "scratch":
+        return tuned
+    incubation = {"teacher.incubation": recipe.teacher.incubation} if recipe.teacher.incubation else {}
+    return {"meta": recipe.meta, **incubation, "teacher.phase": recipe.teacher.phase, "pairs": recipe.pairs, **tuned}
+
+
+# Data
+
+
+def _of_data(recipe: Recipe) -> Iterator[str]:
+    source, blueprint = recipe.data, recipe.blueprint
+    try:
+        folder = find(source.dataset, recipe.placement.data_root)
+    except DataError as error:
+        yield str(error)
+        return
+    missing = [name for name in (source.split, source.validation.split) if name not in folder.index.splits]
+    for name in missing:
+        yield f"Data set {source.dataset!r} has no split {name!r}, only {', '.join(folder.index.splits)}."
+    if folder.index.num_classes != blueprint.teacher.num_classes:
+        yield (
+            f"Data set {source.dataset!r} has {folder.index.num_classes} classes, but the blueprint's num_classes is "
+            f"{blueprint.teacher.num_classes}. Set blueprint.teacher.num_classes and "
+            f"blueprint.student.vit.num_classes to {folder.index.num_classes}."
+        )
+    if source.split not in missing:
+        yield from _of_rows(recipe, folder)
+
+
+def _of_rows(recipe: Recipe, folder: DatasetFolder) -> Iterator[str]:
+    source = recipe.data
+    groups = row_groups(folder, source.split, source.max_rows)
+    rows = sum(groups)
+    if len(groups) < source.lanes:
+        yield (
+            f"data.lanes {source.lanes} is more than the {len(groups)} row groups that split {source.split!r} of "
+            f"{source.dataset!r} has. Set data.lanes lower, or import the data set with smaller row groups "
+            f"(--rows-per-group)."
+        )
+    for name, phase in phases(recipe).items():
+        if phase.batch_size > rows:
+            yield (
+                f"{name}.batch_size {phase.batch_size} is more than the {rows} rows that are trained on. Lower it"
+                + (" or raise data.max_rows." if source.max_rows else ".")
+            )
+
+
+def row_groups(folder: DatasetFolder, split: str, max_rows: int | None) -> list[int]:
+    """Rows that are used of every row group that has any."""
+    sizes = [size for shard in folder.split(split).shards for size in shard.row_groups]
+    if max_rows is None or max_rows >= sum(sizes):
+        return sizes
+    used = balanced(folder.rows(split).labels, max_rows, seed=0)
+    counts = np.histogram(used, bins=np.cumsum([0, *sizes]))[0].tolist()
+    return [count for count in counts if count]
+
+
+def _of_suites(recipe: Recipe) -> Iterator[str]:
+    root = recipe.placement.data_root
+    for name in recipe.suites:
+        try:
+            suite = find_suite(name)
+            folder = find(suite.dataset, root)
+            rows = folder.split(suite.split).rows_per_class
+        except M2mkdError as error:
+            if not _is_told_already(name, recipe):
+                yield f"Suite {name!r}: {error}"
+            continue
+        try:
+            trained_on = find(recipe.data.dataset, root).index
+        except DataError:
+            continue  # told by `_of_data`
+        try:
+            of_model, of_suite = ([entry.id for entry in index.classes] for index in (trained_on, folder.index))
+            class_columns(name, of_model, of_suite, [count > 0 for count in rows])
+        except DataError as error:
+            yield str(error)
+
+
+def _is_told_already(suite: str, recipe: Recipe) -> bool:
+    """Whether the suite's data set is the one that is trained on, and is not there at all."""
+    dataset = find_suite(suite).dataset
+    try:
+        find(dataset, recipe.placement.data_root)
+    except DataError:
+        return dataset == recipe.data.dataset
+    return False
+
+
+# Models
+
+
+def _of_models(recipe: Recipe) -> Iterator[str]:
+    blueprint = recipe.blueprint
+    yield from _tried("the teacher", partial(_build_and_cut, blueprint.teacher, blueprint.teacher_depths))
+    yield from _tried("the student", partial(_build_student, blueprint))
+
+
+def _tried(what: str, build: Callable[[], object]) -> Iterator[str]:
+    try:
+        with torch.device("meta"):
+            build()
+    except (M2mkdError, ValueError) as error:
+        yield f"Cannot build {what}: {error}"
+
+
+def _build_and_cut(vit: Vit, depths: Sequence[int]) -> None:
+    split(create_vit(vit), depths)
+
+
+def _build_student(blueprint: Blueprint) -> None:
+    of_family = family(blueprint.student.family)
+    of_family.model(blueprint)
+    of_family.modules(blueprint)
+
+
+# Settings
+
+
+def _of_settings(recipe: Recipe) -> Iterator[str]:
+    weights = recipe.teacher.weights
+    if weights not in (None, "timm") and not Path(str(weights)).is_file():
+        yield f"teacher.weights: there is no file {weights}. Give a .safetensors, .pth or .pt file, or `timm`."
+    placement = recipe.placement.finetune
+    if placement.engine == "deepspeed" and recipe.finetune.batch_size % placement.num_workers == 0:
+        rows = recipe.finetune.batch_size // placement.num_workers
+        try:
+            deepspeed_config(
+                recipe.finetune.train,
+                placement.deepspeed,
+                rows=rows,
+                world=placement.num_workers,
+                micro_batch=placement.micro_batch,
+            )
+        except ValueError as error:
+            yield f"placement.finetune.micro_batch: {error}"
+
+
+# Machines
+
+
+def this_machine(num_cpus: int | None) -> Node:
+    """What a Ray of our own on this machine has."""
+    cpus = num_cpus if num_cpus is not None else available_cpus()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = torch.cuda.device_count()
+    return Node(socket.gethostname(), {"CPU": float(cpus), "GPU": float(gpus), "memory": float(memory)})
+
+
+def available_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def capacity_problems(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
+    """Stages, and ranks of a fine-tuning, that these nodes cannot hold."""
+    return misfits(plan, nodes) + rank_problems(plan, nodes)
+
+
+def rank_problems(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
+    """Ranks of a fine-tuning that these nodes cannot hold; the stage itself asks only for its driver."""
+    placements = {stage.placement: stage for stage in plan if isinstance(stage.placement, FinetunePlacement)}
+    return [
+        problem
+        for placement, stage in placements.items()
+        if placement.engine == "deepspeed" and (problem := _too_many_ranks(stage, placement, nodes))
+    ]
+
+
+def _too_many_ranks(stage: Stage, placement: FinetunePlacement, nodes: Sequence[Node]) -> str | None:
+    wanted = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
+    wanted = {name: amount for name, amount in wanted.items() if amount}
+    room = sum(int(min(node.resources.get(name, 0.0) / each for name, each in wanted.items())) for node in nodes)
+    if room >= placement.num_workers:
+        return None
+    each = " and ".join(f"{amount:g} {name}s" for name, amount in wanted.items())
+    has = ", ".join(f"{sum(node.resources.get(name, 0.0) for node in nodes):g} {name}s" for name in wanted)
+    return (
+        f"{stage.name} asks for {placement.num_workers} ranks of {each} each, but there is room for {room} "
+        f"({len(nodes)} nodes with {has} in all). Lower placement.finetune.num_workers or what each rank gets, "
+        f"or, for a Ray of our own, raise --num-cpus."
+    )
+
+
+def cluster_warnings(recipe: Recipe, nodes: Sequence[Node]) -> list[str]:
+    """What may go wrong on several nodes, and cannot be known from here."""
+    if len(nodes) < 2 or recipe.placement.data_root is None:
+        return []
+    return [
+        f"There are {len(nodes)} nodes: the data sets in {recipe.placement.data_root} have to lie at that path on "
+        f"every one of them (a shared file system, or copies)."
+    ]

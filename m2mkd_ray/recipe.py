@@ -1,0 +1,272 @@
+"""Recipes: everything that decides a run's result, as frozen data, with what decides where and how fast beside it.
+
+A recipe is made by a Python function in `m2mkd_ray.recipes`, varied by a baseline
+(`demo/pure`), by a YAML file that starts `from: demo`, and by `--set a.b=value`.
+Stages get only the slices that they need (`m2mkd_ray.pipeline`).
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from m2mkd_ray.blueprint import Blueprint
+from m2mkd_ray.data import Augmentation
+from m2mkd_ray.errors import UsageError
+from m2mkd_ray.execution.stage import Resources
+from m2mkd_ray.stages.finetune import FinetunePlacement
+from m2mkd_ray.stages.incubate import DistillConfig
+from m2mkd_ray.stages.parts import Validation
+from m2mkd_ray.training import TrainConfig, TrainPlacement
+
+
+class Data(BaseModel, frozen=True, extra="forbid"):
+    """What is trained on."""
+
+    dataset: str
+    """A name in `m2mkd_ray.data.DATASETS`, or of any imported data set."""
+    split: str = "train"
+    max_rows: int | None = Field(None, gt=0)
+    """Only so many rows, as many of every class, the same ones for every seed; None takes all."""
+    validation: Validation
+    lanes: int = Field(1, gt=0)
+    """Independent streams that make up a batch; every number of ranks used must divide it."""
+    shuffle_window: int = Field(16, gt=0)
+    """Row groups that are shuffled together."""
+    augmentation: Augmentation
+
+
+class Phase(TrainConfig, frozen=True, extra="forbid"):
+    """One training of the recipe: how long and how fast, on which batches."""
+
+    batch_size: int = Field(gt=0)
+    """Images a step, over all ranks."""
+    augmentation: Augmentation | None = None
+    """None: the recipe's."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """The part that the training loop reads."""
+        return TrainConfig(**self.model_dump(include=set(TrainConfig.model_fields)))
+
+
+class Teacher(BaseModel, frozen=True, extra="forbid"):
+    """Where the teacher comes from."""
+
+    source: Literal["trained", "pretrained", "incubated"]
+    """trained: end to end with labels. pretrained: `weights`, then tuned. incubated: module by module inside the
+    meta model, put together and fine-tuned (Deep Incubation; the paper's)."""
+    phase: Phase
+    """The end-to-end training: all of it, the tuning, or the fine-tuning after incubation."""
+    incubation: Phase | None = None
+    """Of each module; only for `incubated`."""
+    weights: str | None = None
+    """`timm` for the entry point's weights, or a local file; only for `pretrained`."""
+    tune: Literal["all", "head"] = "all"
+    """What of a pretrained teacher learns."""
+
+    @model_validator(mode="after")
+    def _has_what_its_source_needs(self) -> "Teacher":
+        if (self.source == "incubated") != (self.incubation is not None):
+            raise ValueError("`incubation` is needed by source=incubated, and only by it")
+        if (self.source == "pretrained") != (self.weights is not None):
+            raise ValueError("`weights` is needed by source=pretrained, and only by it")
+        if self.source != "pretrained" and self.tune != "all":
+            raise ValueError(f"tune={self.tune} is for source=pretrained; this teacher is {self.source}")
+        return self
+
+
+class Pairs(Phase, frozen=True, extra="forbid"):
+    """The module stage."""
+
+    distill: DistillConfig = DistillConfig()
+
+
+class StagePlacement(TrainPlacement, frozen=True, extra="forbid"):
+    """Where a training on one device runs."""
+
+    resources: Resources = Resources()
+
+
+class Placement(BaseModel, frozen=True, extra="forbid"):
+    """Where and how fast; never changes a key."""
+
+    data_root: str | None = None
+    """Folder with imported data sets, reachable from every node; None: only what ships with the package."""
+    models: StagePlacement = StagePlacement()
+    """Training the meta model and the teacher."""
+    pairs: StagePlacement = StagePlacement()
+    """Training a module: one worker each."""
+    finetune: FinetunePlacement = FinetunePlacement()
+    """Training the whole student."""
+    evaluation: StagePlacement = StagePlacement()
+    """Each evaluation."""
+    light: Resources = Resources(cpus=0.5)
+    """Stages that move and check files."""
+    driver: Resources = Resources(cpus=0)
+    """What the fine-tuning's own worker holds while Ray Train's ranks do the work."""
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """A run of the whole flow."""
+
+    name: str
+    title: str
+    seed: int = Field(0, ge=0)
+    """Of weights, batches, dropout and corruptions; nothing else is random."""
+    data: Data
+    blueprint: Blueprint
+    meta: Phase
+    teacher: Teacher
+    pairs: Pairs
+    keep_stitches: bool = False
+    """Leave the stitches between the modules of the whole student (the reference's first version)."""
+    start: Literal["distilled", "scratch"] = "distilled"
+    """What the whole student starts from; scratch leaves out teacher, meta model and pairs."""
+    finetune: Phase
+    suites: tuple[str, ...]
+    """Names in `m2mkd_ray.evaluation.SUITES`; the first is the one that routing is shown on."""
+    baselines: tuple[str, ...] = ()
+    """Names in `m2mkd_ray.recipes.BASELINES` that the report sets beside this recipe."""
+    placement: Placement = Placement()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        problems = []
+        phases = {
+            "meta": self.meta,
+            "teacher.phase": self.teacher.phase,
+            "pairs": self.pairs,
+            "finetune": self.finetune,
+        }
+        if self.teacher.incubation is not None:
+            phases["teacher.incubation"] = self.teacher.incubation
+        lanes = self.data.lanes
+        for name, phase in phases.items():
+            if phase.batch_size % lanes:
+                problems.append(f"{name}.batch_size {phase.batch_size} is not a multiple of data.lanes {lanes}")
+            elif (phase.augmentation or self.data.augmentation).is_mixing and phase.batch_size // lanes % 2:
+                problems.append(
+                    f"{name}.batch_size {phase.batch_size} in data.lanes {lanes} gives {phase.batch_size // lanes} "
+                    f"images each, an odd number, but mixup and cutmix mix pairs in a lane"
+                )
+        ranks = self.placement.finetune.num_workers
+        if self.placement.finetune.engine == "deepspeed" and lanes % ranks:
+            problems.append(f"placement.finetune.num_workers {ranks} does not divide data.lanes {lanes}")
+        if not self.suites:
+            problems.append("suites is empty: name at least one")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with settings of the form `a.b=value` changed; values are YAML.
+
+    Raises:
+        UsageError: a setting is misspelt, not of the form, or has a value that does not fit; lists all of them.
+    """
+    changes, problems = [], []
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            problems.append(f"{setting!r} is not of the form a.b=value")
+            continue
+        try:
+            changes.append((path, yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            problems.append(f"the value of {setting!r} is not YAML: {error}")
+    return _changed(recipe, changes, recipe.name, problems)
+
+
+def merged(recipe: Recipe, changes: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe with the nested changes of a YAML file.
+
+    Raises:
+        UsageError: a setting is misspelt or has a value that does not fit; lists all of them.
+    """
+    return _changed(recipe, _leaves(changes, recipe.model_dump()), source, [])
+
+
+def read_yaml(file: Path) -> tuple[str, Mapping[str, Any]]:
+    """A recipe file as (name of the recipe that it starts from, changes).
+
+    Raises:
+        UsageError: the file is missing, no YAML, or does not start `from:` a recipe.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UsageError(f"Cannot read the recipe file {file}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"The recipe file {file} is not YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("from"), str):
+        raise UsageError(f"The recipe file {file} must start with `from: NAME`, the recipe that it changes.")
+    return content["from"], {name: value for name, value in content.items() if name != "from"}
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML, every setting written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _validated(tree: Mapping[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  - {'.'.join(str(part) for part in problem['loc']) or 'recipe'}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
+            + (f" (found {problem['input']!r})" if not isinstance(problem["input"], dict | BaseModel) else "")
+            for problem in error.errors()
+        )
+        raise UsageError(f"Recipe {source!r} does not fit together:\n{problems}") from error
+
+
+def _changed(recipe: Recipe, changes: Sequence[tuple[str, Any]], source: str, problems: list[str]) -> Recipe:
+    tree = recipe.model_dump()
+    for path, value in changes:
+        try:
+            _put(tree, path, value)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError(f"Cannot change recipe {source!r}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return _validated(tree, source)
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        _require_known(name, tree, path)
+        if tree[name] is None:
+            raise UsageError(f"{path!r} lies below {name!r}, which is not set in this recipe; give all of {name!r}")
+        if not isinstance(tree[name], dict):
+            raise UsageError(f"{path!r} lies below {name!r}, which is a plain value ({tree[name]!r})")
+        tree = tree[name]
+    _require_known(last, tree, path)
+    tree[last] = value
+
+
+def _require_known(name: str, tree: Mapping[str, Any], path: str) -> None:
+    if name not in tree:
+        near = difflib.get_close_matches(name, tree, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(tree)}"
+        raise UsageError(f"there is no setting {path!r}: {name!r} is unknown; {hint}")
+
+
+def _leaves(changes: Mapping[str, Any], tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The changes by dotted path, as deep as the recipe has settings below them."""
+    leaves = []
+    for name, value in changes.items():
+        below = tree
+        for part in str(name).split("."):
+            below = below.get(part) if isinstance(below, Mapping) else None
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            leaves += _leaves(value, below, f"{prefix}{name}.")
+        else:
+            leaves.append((f"{prefix}{name}", value))
+    return leaves

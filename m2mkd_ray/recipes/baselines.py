@@ -1,0 +1,42 @@
+"""The controls: every claim of a recipe has one of these in the same table."""
+
+from m2mkd_ray.models.compute import module_stage_factor
+from m2mkd_ray.recipe import Recipe
+
+
+def pure(recipe: Recipe) -> Recipe:
+    """The same student with the same fine-tuning, from random weights: what m2mKD's start is worth."""
+    return recipe.model_copy(update={"title": "pure", "start": "scratch"})
+
+
+def pure_matched(recipe: Recipe) -> Recipe:
+    """`pure` with as much computation as m2mKD's pairs and fine-tuning take together.
+
+    Longer fine-tuning, warm-up in proportion. Teacher and meta model are not counted, which
+    is in m2mKD's favour: they may be at hand. Counted as `matched_factor` does.
+    """
+    factor = matched_factor(recipe)
+    longer = {"epochs": recipe.finetune.epochs * factor, "warmup_epochs": recipe.finetune.warmup_epochs * factor}
+    return pure(recipe).model_copy(
+        update={
+            "title": "pure, compute-matched",
+            "finetune": recipe.finetune.model_copy(update=longer),
+        }
+    )
+
+
+def incubation(recipe: Recipe) -> Recipe:
+    """m2mKD without its teacher (`alpha=0`): student modules in the meta model with labels alone.
+
+    It tells whether the teacher's signal or the meta model gives the gain (docs/method.md).
+    """
+    distill = recipe.pairs.distill.model_copy(update={"alpha": 0.0})
+    return recipe.model_copy(
+        update={"title": "incubation (no teacher)", "pairs": recipe.pairs.model_copy(update={"distill": distill})}
+    )
+
+
+def matched_factor(recipe: Recipe) -> float:
+    """Computation of pairs and fine-tuning by that of the fine-tuning alone."""
+    of_pairs = module_stage_factor(recipe.blueprint, with_teacher=recipe.pairs.distill.alpha > 0)
+    return 1 + of_pairs * recipe.pairs.epochs / recipe.finetune.epochs

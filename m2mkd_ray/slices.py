@@ -1,0 +1,208 @@
+"""From a recipe to a stage: which of its settings decide the stage's result.
+
+One function a kind of stage. What is left out here cannot change the result, so
+changing it runs nothing again; what decides only where and how fast goes into
+resources and placement.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from m2mkd_ray.blueprint import Blueprint, Student
+from m2mkd_ray.data import FeedConfig, find
+from m2mkd_ray.errors import DataError
+from m2mkd_ray.evaluation import Suite, find_suite
+from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.recipe import Phase, Recipe
+from m2mkd_ray.stages import assemble, data, evaluate, export, finetune, incubate, report, split, vit
+from m2mkd_ray.stages.incubate import DistillConfig
+from m2mkd_ray.stages.parts import Training
+
+
+def training(recipe: Recipe, phase: Phase) -> Training:
+    """What decides a training, but for what is trained."""
+    source = recipe.data
+    feed = FeedConfig(
+        dataset=source.dataset,
+        split=source.split,
+        max_rows=source.max_rows,
+        batch_size=phase.batch_size,
+        lanes=source.lanes,
+        shuffle_window=source.shuffle_window,
+        img_size=recipe.blueprint.teacher.img_size,
+        augmentation=phase.augmentation or source.augmentation,
+        seed=recipe.seed,
+    )
+    return Training(feed=feed, train=phase.train, validation=source.validation, seed=recipe.seed)
+
+
+def data_of(recipe: Recipe) -> Stage:
+    """The data set that is trained on."""
+    return _data_stage(recipe, recipe.data.dataset, (recipe.data.split, recipe.data.validation.split))
+
+
+def suite_data(recipe: Recipe) -> dict[str, Stage]:
+    """The data set of every suite, by role."""
+    suites = (find_suite(name) for name in recipe.suites)
+    return {f"suite-{suite.name}": _data_stage(recipe, suite.dataset, (suite.split,)) for suite in suites}
+
+
+def trained_vit(recipe: Recipe, name: Literal["meta", "teacher"], needs: Mapping[str, Stage]) -> Stage:
+    """The meta model, or the teacher: from scratch, pretrained or assembled."""
+    blueprint, placement = recipe.blueprint, recipe.placement.models
+    if name == "meta":
+        config = vit.VitConfig(vit=blueprint.meta, training=training(recipe, recipe.meta))
+    else:
+        weights = recipe.teacher.weights
+        config = vit.VitConfig(
+            vit=blueprint.teacher,
+            training=training(recipe, recipe.teacher.phase),
+            weights=weights,
+            weights_sha256=None if weights in (None, "timm") else _sha256(Path(str(weights))),
+            tune=recipe.teacher.tune,
+        )
+    return Stage(name, vit.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name)
+
+
+def incubation(
+    recipe: Recipe, index: int, module: Literal["student", "teacher"], phase: Phase, needs: Mapping[str, Stage]
+) -> Stage:
+    """One module in the meta model: a pair, or a teacher's module with labels alone."""
+    has_teacher = module == "student" and recipe.pairs.distill.alpha > 0
+    config = incubate.IncubateConfig(
+        blueprint=_blueprint_of(module, recipe),
+        index=index,
+        module=module,
+        distill=recipe.pairs.distill if has_teacher else DistillConfig(alpha=0),
+        training=training(recipe, phase),
+    )
+    name = f"{'pair' if module == 'student' else 'incubate'}-{index}"
+    placement = recipe.placement.pairs
+    return Stage(
+        name, incubate.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name
+    )
+
+
+def assembly(recipe: Recipe, model: Literal["student", "teacher"], modules: Sequence[Stage]) -> Stage:
+    """A whole model from its modules."""
+    config = assemble.AssembleConfig(
+        blueprint=_blueprint_of(model, recipe),
+        model=model,
+        keep_stitches=recipe.keep_stitches and model == "student",
+        seed=recipe.seed,
+    )
+    needs = {f"module-{index}": stage for index, stage in enumerate(modules)}
+    name = "assemble" if model == "student" else "assemble-teacher"
+    return Stage(name, assemble.run, config, needs, recipe.placement.light, of=recipe.name)
+
+
+def finetuning(recipe: Recipe, needs: Mapping[str, Stage]) -> Stage:
+    """The whole student. Its worker only drives: Ray Train asks for the ranks' resources."""
+    config = finetune.FinetuneConfig(
+        blueprint=recipe.blueprint,
+        keep_stitches=recipe.keep_stitches,
+        start="scratch" if recipe.start == "scratch" else "assembled",
+        training=training(recipe, recipe.finetune),
+    )
+    placement = recipe.placement.finetune
+    resources = recipe.placement.models.resources if placement.engine == "torch" else recipe.placement.driver
+    return Stage(
+        "finetune", finetune.run, config, needs, resources, _with_data_root(placement, recipe), of=recipe.name
+    )
+
+
+def evaluation(recipe: Recipe, subject: str, needs: Mapping[str, Stage]) -> Stage:
+    """One subject on all suites."""
+    suites: tuple[Suite, ...] = tuple(find_suite(name) for name in recipe.suites)
+    config = evaluate.EvaluateConfig.model_validate(
+        {
+            "subject": subject,
+            "blueprint": _blueprint_of(subject, recipe),
+            "keep_stitches": recipe.keep_stitches and subject == "student",
+            "dataset": recipe.data.dataset,
+            "augmentation": recipe.data.augmentation,
+            "suites": suites,
+            "precision": recipe.finetune.precision,
+            "seed": recipe.seed,
+        }
+    )
+    placement = recipe.placement.evaluation
+    name = f"evaluate-{subject}"
+    return Stage(
+        name, evaluate.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name
+    )
+
+
+def cut(recipe: Recipe, teacher: Stage) -> Stage:
+    """The teacher's modules, a file each."""
+    config = split.SplitConfig(vit=recipe.blueprint.teacher, depths=recipe.blueprint.teacher_depths)
+    return Stage("split", split.run, config, {"teacher": teacher}, recipe.placement.light, of=recipe.name)
+
+
+def reported(recipe: Recipe, read: Mapping[str, Stage], titles: Mapping[str, str]) -> Stage:
+    """The page about all stages that it reads; `titles` are those of the baselines."""
+    config = report.ReportConfig(recipe=_told(recipe), titles=dict(titles))
+    return Stage("report", report.run, config, read, recipe.placement.light, of=recipe.name)
+
+
+def exported(recipe: Recipe, own: Mapping[str, Stage]) -> Stage:
+    """The student as files that stand alone."""
+    config = export.ExportConfig(
+        blueprint=recipe.blueprint,
+        keep_stitches=recipe.keep_stitches,
+        augmentation=recipe.data.augmentation,
+        recipe=_told(recipe),
+    )
+    needs = {"data": own["data"], "model": own["finetune"], "evaluation": own["evaluate-student"]}
+    return Stage("export", export.run, config, needs, recipe.placement.light, of=recipe.name)
+
+
+def _blueprint_of(model: str, recipe: Recipe) -> Blueprint:
+    """The recipe's, but for teacher and meta model with the teacher in the student's place.
+
+    So another student leaves the teacher, its modules and its evaluation as they are.
+    """
+    blueprint = recipe.blueprint
+    if model not in ("teacher", "meta"):
+        return blueprint
+    return Blueprint(
+        teacher=blueprint.teacher,
+        teacher_depths=blueprint.teacher_depths,
+        student=Student(vit=blueprint.teacher),
+        student_depths=blueprint.teacher_depths,
+    )
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"placement"})
+
+
+def _data_stage(recipe: Recipe, dataset: str, splits: tuple[str, ...]) -> Stage:
+    root = recipe.placement.data_root
+    config = data.DataConfig(dataset=dataset, fingerprint=_fingerprint(dataset, root), splits=splits)
+    return Stage(
+        "data", data.run, config, {}, recipe.placement.light, data.DataPlacement(data_root=root), of=recipe.name
+    )
+
+
+def _fingerprint(dataset: str, data_root: str | None) -> str | None:
+    """None for a data set that is not there: such a plan can be looked at, and is refused before it runs."""
+    try:
+        return find(dataset, data_root).index.fingerprint
+    except DataError:
+        return None
+
+
+def _sha256(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _with_data_root(placement: BaseModel, recipe: Recipe) -> BaseModel:
+    return placement.model_copy(update={"data_root": recipe.placement.data_root})
