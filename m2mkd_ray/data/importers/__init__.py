@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from m2mkd_ray.data.catalog import DATASETS
 from m2mkd_ray.data.importers import cifar, digits, hub_parquet, icons, idx, image_folder, npz
 from m2mkd_ray.data.importers.source import Source
 from m2mkd_ray.data.importers.write import OnBad, OnProgress, WriteConfig, write
@@ -89,7 +90,7 @@ def import_data(
     if kind not in IMPORTERS:
         raise UsageError(f"Unknown kind of data set {kind!r}. Known: {', '.join(IMPORTERS)}.")
     importer = IMPORTERS[kind]
-    chosen = dict(options or {})
+    chosen = _as_the_catalogue_says(name, importer) | dict(options or {})
     try:
         parsed = importer.options.model_validate(chosen)
     except ValidationError as error:
@@ -103,6 +104,12 @@ def import_data(
         imported={"kind": kind, "source": source.name, **{k: str(v) for k, v in parsed.model_dump().items()}},
     )
     return write(importer.open(source, parsed), out, config, on_bad=on_bad, on_progress=on_progress)
+
+
+def _as_the_catalogue_says(name: str, importer: Importer) -> dict[str, str]:
+    """The licence of a known data set, for importers whose files don't state one."""
+    known = DATASETS.get(name)
+    return {"licence": known.licence} if known and "licence" in importer.options.model_fields else {}
 
 
 def guess_importer(source: Path) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from m2mkd_ray.data import IMPORTERS, guess_importer, import_data
+from m2mkd_ray.data import DATASETS, IMPORTERS, guess_importer, import_data
 from m2mkd_ray.data.importers.cifar import unpickle
 from m2mkd_ray.data.index import DatasetFolder
 from m2mkd_ray.data.pixels import decode
@@ -370,3 +371,12 @@ def test_the_shared_icons_are_split_by_artist(shared, tmp_path):
     assert list(folder.index.splits) == ["train", "test", "uicolor", "emoji", "emojimono"]
     assert folder.index.num_classes == 100
     assert not any("CC-BY-SA" in licence for licence in folder.index.licence.split(", "))
+
+
+def test_a_known_data_set_has_the_catalogues_licence_unless_one_is_given(tmp_path: Path) -> None:
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "some.npz", images=images, labels=labels)
+    known = import_data("npz", tmp_path / "some.npz", "fashion-mnist", tmp_path / "a")
+    assert known.licence == DATASETS["fashion-mnist"].licence
+    given = import_data("npz", tmp_path / "some.npz", "fashion-mnist", tmp_path / "b", {"licence": "CC0-1.0"})
+    assert given.licence == "CC0-1.0"
