@@ -5,7 +5,6 @@ changing it runs nothing again; what decides only where and how fast goes into
 resources and placement.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 
 from m2mkd_ray.blueprint import Blueprint, Student
 from m2mkd_ray.data import FeedConfig, find
+from m2mkd_ray.data.shards import sha256
 from m2mkd_ray.errors import DataError
 from m2mkd_ray.evaluation import Suite, find_suite
 from m2mkd_ray.execution.stage import Stage
@@ -62,7 +62,7 @@ def trained_vit(recipe: Recipe, name: Literal["meta", "teacher"], needs: Mapping
             vit=blueprint.teacher,
             training=training(recipe, recipe.teacher.phase),
             weights=weights,
-            weights_sha256=None if weights in (None, "timm") else _sha256(Path(str(weights))),
+            weights_are=weights if weights in (None, "timm") else sha256_of(Path(weights)),
             tune=recipe.teacher.tune,
         )
     return Stage(name, vit.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name)
@@ -126,7 +126,7 @@ def evaluation(recipe: Recipe, subject: str, needs: Mapping[str, Stage]) -> Stag
             "dataset": recipe.data.dataset,
             "augmentation": recipe.data.augmentation,
             "suites": suites,
-            "precision": recipe.finetune.precision,
+            "precision": _precision(recipe, subject),
             "seed": recipe.seed,
         }
     )
@@ -135,6 +135,12 @@ def evaluation(recipe: Recipe, subject: str, needs: Mapping[str, Stage]) -> Stag
     return Stage(
         name, evaluate.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name
     )
+
+
+def _precision(recipe: Recipe, subject: str) -> str:
+    """A network is evaluated in the precision that it was trained in."""
+    of = {"teacher": recipe.teacher.phase, "meta": recipe.meta, "hybrids": recipe.pairs, "student": recipe.finetune}
+    return of[subject].precision
 
 
 def cut(recipe: Recipe, teacher: Stage) -> Stage:
@@ -155,7 +161,7 @@ def exported(recipe: Recipe, own: Mapping[str, Stage]) -> Stage:
         blueprint=recipe.blueprint,
         keep_stitches=recipe.keep_stitches,
         augmentation=recipe.data.augmentation,
-        recipe=_told(recipe),
+        recipe=_told(recipe, "baselines"),
     )
     needs = {"data": own["data"], "model": own["finetune"], "evaluation": own["evaluate-student"]}
     return Stage("export", export.run, config, needs, recipe.placement.light, of=recipe.name)
@@ -177,8 +183,8 @@ def _blueprint_of(model: str, recipe: Recipe) -> Blueprint:
     )
 
 
-def _told(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude={"placement"})
+def _told(recipe: Recipe, *but: str) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude={"placement", *but})
 
 
 def _data_stage(recipe: Recipe, dataset: str, splits: tuple[str, ...]) -> Stage:
@@ -197,11 +203,9 @@ def _fingerprint(dataset: str, data_root: str | None) -> str | None:
         return None
 
 
-def _sha256(file: Path) -> str | None:
-    if not file.is_file():
-        return None
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def sha256_of(file: Path) -> str | None:
+    """Hash of a file; None if it is not there: such a plan can be looked at, and is refused before it runs."""
+    return sha256(file) if file.is_file() else None
 
 
 def _with_data_root(placement: BaseModel, recipe: Recipe) -> BaseModel:

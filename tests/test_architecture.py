@@ -38,13 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each room may import of ours, besides itself (but see `stages`). A dotted name is that file only."""
 
-NO_STAGE: set[str] = {"stages.parts"}
+NO_STAGE: set[str] = {"stages.parts", "stages.ranks"}
 """Files in `stages/` that hold no stage, which stages may therefore import (`stages.<file>`)."""
 
 OF_CLI = re.compile(r"cli(_\w+)?|commands|__main__")
 """Files and folders that are part of the room `cli`."""
 
-ONLY_IN = {"ray": ("execution/", "stages/finetune.py"), "deepspeed": ("training/engine.py",)}
+ONLY_IN = {"ray": ("execution/", "stages/finetune.py", "stages/ranks.py"), "deepspeed": ("training/engine.py",)}
 """Who may import the heavy libraries, besides the room `cli`; the domain runs without them."""
 
 MAX_LINES = 400

@@ -22,6 +22,8 @@ class Log:
     def __init__(self) -> None:
         self._handlers: list[logging.Handler] = []
         self._console: Console | None = None
+        self.file: Path | None = None
+        """The file that `keep` writes."""
 
     @property
     def console(self) -> "Console":
@@ -52,6 +54,7 @@ class Log:
         """Write INFO and above to a file as well, tracebacks of failed stages included."""
         file.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(file, encoding="utf-8")
+        self.file = file
         self._add(handler, logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
         ours = logging.getLogger("m2mkd_ray")
         ours.setLevel(min(ours.level or logging.INFO, logging.INFO))

@@ -76,6 +76,8 @@ def run(
     result = result_of(chosen, opened, outcome)
     if as_json:
         print_json(result)
+    if outcome.failed and now.log.file is not None:
+        typer.echo(f"Log, with the tracebacks: {now.log.file}", err=True)
     outcome.raise_for_failures()
     if not as_json:
         _print_result(result, outcome, opened)

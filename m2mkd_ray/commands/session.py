@@ -80,12 +80,16 @@ def chosen(name: str, settings: Sequence[str]) -> "Recipe":
         recipe = find_recipe(name)
     if settings:
         recipe = override(recipe, settings)
-    root = recipe.placement.data_root
-    if root is None or "://" in root:
-        return recipe
     # Workers may have another working directory than the driver.
-    placement = recipe.placement.model_copy(update={"data_root": str(Path(root).expanduser().absolute())})
-    return recipe.model_copy(update={"placement": placement})
+    placement = recipe.placement.model_copy(update={"data_root": _absolute(recipe.placement.data_root)})
+    teacher = recipe.teacher
+    if teacher.weights != "timm":
+        teacher = teacher.model_copy(update={"weights": _absolute(teacher.weights)})
+    return recipe.model_copy(update={"placement": placement, "teacher": teacher})
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def planned(recipe: "Recipe") -> "list[Stage]":

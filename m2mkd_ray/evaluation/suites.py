@@ -30,7 +30,7 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
     """Names in `m2mkd_ray.data.CORRUPTIONS`, each applied to all images; the results are pooled."""
     severity: int = Field(3, ge=1, le=5)
     max_rows: int | None = Field(None, gt=0)
-    """Only the first rows; None takes all."""
+    """Only so many rows, as many of every class; None takes all."""
 
 
 CORRUPTIONS_C = ("gaussian_noise", "impulse_noise", "gaussian_blur", "contrast", "brightness", "pixelate", "rotate")

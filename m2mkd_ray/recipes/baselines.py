@@ -12,11 +12,12 @@ def pure(recipe: Recipe) -> Recipe:
 def pure_matched(recipe: Recipe) -> Recipe:
     """`pure` with as much computation as m2mKD's pairs and fine-tuning take together.
 
-    Longer fine-tuning, warm-up in proportion. Teacher and meta model are not counted, which
-    is in m2mKD's favour: they may be at hand. Counted as `matched_factor` does.
+    So many epochs more, and what training from random weights wants: the meta model's
+    learning rate and a fifth of the epochs to warm up (docs/method.md). Teacher and meta
+    model are not counted, which is in m2mKD's favour: they may be at hand.
     """
-    factor = matched_factor(recipe)
-    longer = {"epochs": recipe.finetune.epochs * factor, "warmup_epochs": recipe.finetune.warmup_epochs * factor}
+    epochs = recipe.finetune.epochs * matched_factor(recipe)
+    longer = {"epochs": epochs, "warmup_epochs": epochs / 5, "lr": recipe.meta.lr}
     return pure(recipe).model_copy(
         update={
             "title": "pure, compute-matched",

@@ -12,7 +12,7 @@ from m2mkd_ray.stages.parts import Validation
 
 
 def demo() -> Recipe:
-    """A ViT of 12 blocks becomes a V-MoE of 8 blocks with 4 experts each, in four pairs.
+    """A ViT of 12 blocks becomes a V-MoE of 8 blocks with 8 experts each, in four pairs.
 
     Command: `make demo`, or `m2mkd run demo`. The sizes follow the CPU protocol of docs/method.md.
     """

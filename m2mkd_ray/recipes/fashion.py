@@ -13,7 +13,8 @@ def fashion() -> Recipe:
     same computation, and pairs without a teacher.
     """
     base = demo()
-    small = base.data.augmentation
+    small, incubation = base.data.augmentation, base.teacher.incubation
+    assert incubation is not None
     return base.model_copy(
         update={
             "name": "fashion",
@@ -26,7 +27,10 @@ def fashion() -> Recipe:
             ),
             "meta": base.meta.model_copy(update={"epochs": 30, "warmup_epochs": 6}),
             "teacher": base.teacher.model_copy(
-                update={"phase": base.teacher.phase.model_copy(update={"epochs": 30, "warmup_epochs": 6})}
+                update={
+                    "incubation": incubation.model_copy(update={"epochs": 10, "warmup_epochs": 2}),
+                    "phase": base.teacher.phase.model_copy(update={"epochs": 10}),
+                }
             ),
             "pairs": base.pairs.model_copy(update={"epochs": 10, "warmup_epochs": 2}),
             "finetune": base.finetune.model_copy(update={"epochs": 10, "validate_every_epochs": 1}),

@@ -59,7 +59,7 @@ def run(config: EvaluateConfig, context: StageContext) -> Metrics:
     subjects = []
     for name, model in _models(config, context):
         model.to(device).eval()
-        results = [_evaluate(model, suite, config, trained_on, placement.data_root, device) for suite in config.suites]
+        results = [_evaluate(model, suite, config, trained_on, placement, device) for suite in config.suites]
         subjects.append(
             {
                 "name": name,
@@ -100,10 +100,10 @@ def _evaluate(
     suite: Suite,
     config: EvaluateConfig,
     trained_on: Index,
-    data_root: str | None,
+    placement: TrainPlacement,
     device: torch.device,
 ) -> dict[str, Any]:
-    folder = find(suite.dataset, data_root)
+    folder = find(suite.dataset, placement.data_root)
     has_images = [rows > 0 for rows in folder.index.splits[suite.split].rows_per_class]
     columns = class_columns(
         suite.name,
@@ -115,7 +115,8 @@ def _evaluate(
     logits, labels = [], []
     with record_routing(model) as routing:
         for batches in _batches(suite, config, folder):
-            part_logits, part_labels = predict(model, batches, device=device, precision=config.precision)
+            rows = batches.loader(num_workers=placement.data_workers, pin_memory=device.type == "cuda")
+            part_logits, part_labels = predict(model, rows, device=device, precision=config.precision)
             logits.append(part_logits[:, columns])
             labels.append(remap(part_labels, has_images))
     return {

@@ -86,5 +86,5 @@ def _accuracy_of_teacher(
         return {}
     assert isinstance(context.placement, TrainPlacement)
     hybrid, device = splice(meta, config.index, teacher), local_device()
-    validate = validator(hybrid.to(device), config.training, context.placement.data_root, device)
+    validate = validator(hybrid.to(device), config.training, context.placement, device)
     return {"teacher_hybrid_top1": validate()["val_top1"]}

@@ -33,7 +33,7 @@ class Validation(BaseModel, frozen=True, extra="forbid"):
 
     split: str
     max_rows: int | None = Field(None, gt=0)
-    """Only the first rows; None takes all."""
+    """Only so many rows, as many of every class; None takes all."""
     batch_size: int = Field(256, gt=0)
 
 
@@ -84,11 +84,11 @@ def save_weights(module: nn.Module, file: Path) -> None:
 
 
 def validator(
-    model: nn.Module, training: Training, data_root: str | None, device: torch.device
+    model: nn.Module, training: Training, placement: TrainPlacement, device: torch.device
 ) -> Callable[[], Mapping[str, float]]:
     """A function that measures top-1 of the model on the validation rows."""
     batches = EvalBatches(
-        find(training.feed.dataset, data_root),
+        find(training.feed.dataset, placement.data_root),
         training.validation.split,
         img_size=training.feed.img_size,
         batch_size=training.validation.batch_size,
@@ -97,7 +97,8 @@ def validator(
     )
 
     def validate() -> Mapping[str, float]:
-        logits, labels = predict(model, batches, device=device, precision=training.train.precision)
+        rows = batches.loader(num_workers=placement.data_workers, pin_memory=device.type == "cuda")
+        logits, labels = predict(model, rows, device=device, precision=training.train.precision)
         return {"val_top1": top_k_accuracy(logits, labels, 1)}
 
     return validate
@@ -114,7 +115,7 @@ def train_here(
     placement = cast(TrainPlacement, context.placement)
     feed = Batches(training.feed, find(training.feed.dataset, placement.data_root))
     engine = TorchEngine(objective, training.train, placement.micro_batch)
-    validate = validator(validated, training, placement.data_root, engine.device)
+    validate = validator(validated, training, placement, engine.device)
     history = fit(
         feed,
         engine,
@@ -125,8 +126,13 @@ def train_here(
         validate=validate if training.train.validate_every_epochs is not None else None,
     )
     (context.out / HISTORY).write_text(json.dumps(history))
-    top1 = validate()["val_top1"]
-    return training_metrics(history, objective.trainable) | {"val_top1": top1}, history
+    metrics = training_metrics(history, objective.trainable) | {"val_top1": final_top1(history, validate)}
+    return metrics, history
+
+
+def final_top1(history: Sequence[Point], validate: Callable[[], Mapping[str, float]]) -> float:
+    """Top-1 of the trained model: what the history ends with, or measured now if it was not validated."""
+    return history[-1]["val_top1"] if "val_top1" in history[-1] else validate()["val_top1"]
 
 
 def training_metrics(history: Sequence[Point], trained: nn.Module) -> dict[str, Any]:

@@ -5,13 +5,16 @@ one function. A pretrained teacher starts from a file or a timm name, and then o
 its head is fitted, or all of it, or nothing.
 """
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 from safetensors.torch import load_file
 from torch import nn
 
 from m2mkd_ray.blueprint import Vit
+from m2mkd_ray.data.shards import sha256
+from m2mkd_ray.errors import DataError
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, num_parameters, pretrained_vit
@@ -24,11 +27,11 @@ class VitConfig(BaseModel, frozen=True, extra="forbid"):
 
     vit: Vit
     training: Training
-    weights: str | None = None
+    weights: str | None = Field(None, exclude=True)
     """`timm` for the entry point's own weights, a local file, or None: random. With a need called `assembled`
-    the weights are that artifact's."""
-    weights_sha256: str | None = None
-    """Hash of a local file, so that other weights make another result."""
+    the weights are that artifact's. Not in the key, so that a file may move; what stands for it is below."""
+    weights_are: str | None = None
+    """`timm`, or the sha256 of a local file, so that other weights make another result."""
     tune: Literal["all", "head"] = "all"
     """What learns: everything, or only the classifier."""
 
@@ -59,4 +62,10 @@ def _initial(config: VitConfig, context: StageContext) -> nn.Module:
         return model
     if config.weights is None:
         return create_vit(config.vit, drop_path=drop_path)
+    file = Path(config.weights)
+    if config.weights != "timm" and file.is_file() and (found := sha256(file)) != config.weights_are:
+        raise DataError(
+            f"The weights in {file} are not those that the plan was made with: found sha256 {found}, "
+            f"expected {config.weights_are}. Run the same command again to plan anew."
+        )
     return pretrained_vit(config.vit, config.weights, drop_path=drop_path)

@@ -29,7 +29,7 @@ class TrainPlacement(BaseModel, frozen=True, extra="forbid"):
     data_workers: int = Field(0, ge=0)
     """Processes that decode images for a rank; 0 decodes in the training process."""
     checkpoint_every_s: float = Field(60, ge=0)
-    """Seconds between checkpoints; 0 keeps one every step."""
+    """Seconds between checkpoints, which are kept only at points of the history; 0 keeps one at each."""
     log_every_steps: int = Field(20, gt=0)
     """Steps between points of the history, at which losses are fetched from the device."""
     data_root: str | None = None

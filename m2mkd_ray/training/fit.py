@@ -183,5 +183,5 @@ def _require_finite(values: Mapping[str, float], step: int, session: Session) ->
     raise TrainingError(
         f"The loss is not finite at step {step}: {dict(values)}. "
         f"{f'The checkpoint of step {kept[0]} is kept' if kept else 'No checkpoint was written yet'}. "
-        f"Lower the learning rate, set train.clip_norm=1.0 or use precision fp32; a changed setting starts anew."
+        f"Lower the learning rate, set clip_norm to 1.0 or precision to fp32; a changed setting starts anew."
     )

@@ -31,9 +31,7 @@ def test_logits_and_labels_are_those_of_all_batches_in_order(
     assert not logits.requires_grad
 
 
-def test_every_part_is_left_in_the_mode_that_it_was_in(
-    model: nn.Module, batches: list[tuple[Tensor, Tensor]]
-) -> None:
+def test_every_part_is_left_in_the_mode_that_it_was_in(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
     before = [part.training for part in model.modules()]
     predict(model, batches, device=CPU)
     assert [part.training for part in model.modules()] == before

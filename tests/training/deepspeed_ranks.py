@@ -1,7 +1,8 @@
 """One rank of a DeepSpeed job on CPUs, run by `test_engine.py`: FOLDER [load-only].
 
-Reads `job.pt` (settings, start weights, three batches) and writes, for every ZeRO stage, the weights after three
-steps: straight through, killed and resumed after the first, and in micro-batches.
+Reads `job.pt` (three batches, settings of the training) and writes, for every ZeRO stage and precision, a V-MoE's
+weights after three steps: by torch alone, by DeepSpeed straight through, killed and resumed after the first, and in
+micro-batches.
 """
 
 import os
@@ -12,65 +13,78 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from m2mkd_ray.blueprint import Vit
-from m2mkd_ray.models import create_vit
-from m2mkd_ray.training import Classification, DeepSpeedConfig, DeepSpeedEngine, TrainConfig
+from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
+from m2mkd_ray.models import family
+from m2mkd_ray.training import (
+    Classification,
+    DeepSpeedConfig,
+    DeepSpeedEngine,
+    Engine,
+    TorchEngine,
+    TrainConfig,
+    seeded,
+)
 
-SMALL = Vit(
-    name="vit_tiny_patch16_224",
-    img_size=28,
-    patch_size=14,
-    num_classes=10,
-    width=16,
-    depth=2,
-    num_heads=2,
-    mlp_ratio=2,
+SIZE = {"name": "vit_tiny_patch16_224", "img_size": 28, "patch_size": 14, "num_classes": 10, "num_heads": 2}
+BLUEPRINT = Blueprint(
+    teacher=Vit(width=16, depth=2, **SIZE),
+    teacher_depths=(1, 1),
+    student=Student(vit=Vit(width=16, depth=2, **SIZE), moe=Moe(num_experts=3)),
+    student_depths=(1, 1),
 )
 
 
-def new_engine(job: dict, zero_stage: int, micro_batch: int | None = None, *, blank: bool = False) -> DeepSpeedEngine:
-    objective = Classification(nn.Sequential(nn.Dropout(0.0), create_vit(SMALL)))
-    if not blank:
-        objective.load_state_dict(job["state"])
-    rows = len(job["batches"][0][0]) // dist.get_world_size()
-    config = TrainConfig(**job["config"])
+def student(*, seed: int = 0) -> Classification:
+    with seeded(seed):
+        return Classification(family("vmoe").model(BLUEPRINT))
+
+
+def new_engine(
+    job: dict, zero_stage: int, precision: str, *, micro_batch: int | None = None, seed: int = 0
+) -> DeepSpeedEngine:
     return DeepSpeedEngine(
-        objective, config, DeepSpeedConfig(zero_stage=zero_stage), rows=rows, micro_batch=micro_batch
+        student(seed=seed),
+        TrainConfig(**job["config"], precision=precision),
+        DeepSpeedConfig(zero_stage=zero_stage),
+        rows=len(job["batches"][0][0]) // dist.get_world_size(),
+        micro_batch=micro_batch,
     )
 
 
-def step(engine: DeepSpeedEngine, batch: tuple[Tensor, Tensor]) -> None:
-    images, targets = (part.tensor_split(engine.world)[engine.rank] for part in batch)
-    engine.step(images, targets, lr=1e-2)
+def steps(engine: Engine, batches: list[tuple[Tensor, Tensor]]) -> None:
+    for batch in batches:
+        images, targets = (part.tensor_split(engine.world)[engine.rank] for part in batch)
+        engine.step(images, targets, lr=1e-2)
 
 
-def weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in engine.engine.module.model.state_dict().items()}
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def train(job: dict, zero_stage: int, folder: Path) -> None:
-    through = new_engine(job, zero_stage)
-    step(through, job["batches"][0])
-    through.save(folder / f"checkpoint-{zero_stage}")
-    for batch in job["batches"][1:]:
-        step(through, batch)
-    resumed = new_engine(job, zero_stage, blank=True)
-    resumed.load(folder / f"checkpoint-{zero_stage}")
-    for batch in job["batches"][1:]:
-        step(resumed, batch)
-    accumulated = new_engine(job, zero_stage, micro_batch=4)
-    for batch in job["batches"]:
-        step(accumulated, batch)
+def train(job: dict, zero_stage: int, precision: str, folder: Path) -> None:
+    name, batches = f"zero-{zero_stage}-{precision}", job["batches"]
+    through = new_engine(job, zero_stage, precision)
+    steps(through, batches[:1])
+    through.save(folder / f"checkpoint-{name}")
+    steps(through, batches[1:])
+    resumed = new_engine(job, zero_stage, precision, seed=1)
+    resumed.load(folder / f"checkpoint-{name}")
+    steps(resumed, batches[1:])
+    accumulated = new_engine(job, zero_stage, precision, micro_batch=4)
+    steps(accumulated, batches)
     assert [through.agree(yes) for yes in (True, False)] == [True, False]
     assert through.agree(through.rank == 0), "rank 0 decides"
     if through.rank == 0:
+        alone = TorchEngine(student(), TrainConfig(**job["config"], precision=precision))
+        steps(alone, batches)
         ends = {"through": through, "resumed": resumed, "accumulated": accumulated}
-        torch.save({name: weights(engine) for name, engine in ends.items()}, folder / f"zero-{zero_stage}.pt")
+        found = {end: weights(engine.engine.module.model) for end, engine in ends.items()}
+        torch.save({**found, "torch": weights(alone.objective.trainable)}, folder / f"{name}.pt")
 
 
 def refuse(job: dict, folder: Path) -> None:
     try:
-        new_engine(job, 1).load(folder / "checkpoint-1")
+        new_engine(job, 1, "fp32").load(folder / "checkpoint-zero-1-fp32")
     except ValueError as error:
         (folder / "refused.txt").write_text(str(error))
 
@@ -86,7 +100,8 @@ def main() -> None:
         refuse(job, folder)
     else:
         for zero_stage in (0, 1, 2):
-            train(job, zero_stage, folder)
+            for precision in ("fp32", "bf16"):
+                train(job, zero_stage, precision, folder)
     dist.barrier()
     dist.destroy_process_group()
 

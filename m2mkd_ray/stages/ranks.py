@@ -1,0 +1,234 @@
+"""What runs on each rank of a fine-tuning: the one loop, with DeepSpeed's steps, inside Ray Train.
+
+This is no stage; `finetune` starts it. Checkpoints go through Ray Train, which merges
+the folders of all ranks. Ours carry what Ray's do not: the step, who wrote them, and
+the hash of every file, checked before DeepSpeed reads one. DeepSpeed keeps its state
+as pickles, so whoever may write the store may run code on the ranks (docs/design.md).
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field
+from safetensors.torch import load
+
+from m2mkd_ray.blueprint import Blueprint
+from m2mkd_ray.data import Batches, find
+from m2mkd_ray.errors import ArtifactError, M2mkdError, UsageError
+from m2mkd_ray.execution.digests import digests, from_json, wrong_contents
+from m2mkd_ray.stages.parts import (
+    HISTORY,
+    WEIGHTS,
+    Training,
+    final_top1,
+    fresh_student,
+    save_weights,
+    training_metrics,
+    validator,
+)
+from m2mkd_ray.training import Classification, DeepSpeedConfig, DeepSpeedEngine, TrainPlacement, fit
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+METRICS = "metrics.json"
+STATE = "ranks.json"
+
+
+class FinetunePlacement(TrainPlacement, frozen=True, extra="forbid"):
+    """Where and how the whole student is trained."""
+
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """deepspeed: ranks of a Ray Train job. torch: this process alone."""
+    num_workers: int = Field(2, gt=0)
+    """Ranks; divides the feed's `lanes`."""
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: Literal[0, 1] = 0
+    """DeepSpeed gives each rank a device of its own, so neither fractions nor several."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    max_failures: int = Field(3, ge=0)
+    """How often Ray Train starts the ranks again from the last checkpoint."""
+    start_timeout_s: float = Field(1800, gt=0)
+    """How long to wait for the ranks' resources before trying again (a cluster may have to grow)."""
+
+
+class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
+    """The student, and how it is trained."""
+
+    blueprint: Blueprint
+    keep_stitches: bool
+    start: Literal["assembled", "scratch"]
+    """assembled: the distilled modules. scratch: random weights, the `pure` baseline."""
+    training: Training
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """What every rank is given."""
+
+    config: FinetuneConfig
+    placement: FinetunePlacement
+    weights: Any
+    """Reference to the student's first weights, as safetensors, in Ray's object store."""
+    relay: "ActorHandle"
+    durable: str
+    """Where the checkpoints lie, for messages."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who writes a checkpoint; ZeRO's shards fit only the same again."""
+
+    num_workers: int
+    zero_stage: int
+    began_at: float
+    """When the first attempt began, in seconds since 1970."""
+
+
+def train_on_this_rank(arguments: dict[str, RankJob]) -> None:
+    """Train to the end; rank 0 reports the weights. An expected error reaches the stage through the relay.
+
+    Ray Train starts the ranks again after any error. What is raised for the same reason again
+    is told once: ranks that find it told end at once.
+    """
+    import ray
+
+    job = arguments["job"]
+    if ray.get(job.relay.failure.remote()) is not None:
+        return
+    try:
+        _train(job)
+    except M2mkdError as error:
+        ray.get(job.relay.fail.remote(error))
+        raise
+
+
+def _train(job: RankJob) -> None:
+    import ray
+    import ray.train
+    import torch
+
+    config, placement, training = job.config, job.placement, job.config.training
+    torch.set_num_threads(max(1, round(placement.cpus_per_worker)))
+    of_train = ray.train.get_context()
+    rank, world = of_train.get_world_rank(), of_train.get_world_size()
+    session = RankSession(job, rank, Ranks(world, placement.deepspeed.zero_stage, time.time()))
+    ended = session.latest()
+    if ended is not None and (ended[1] / WEIGHTS).exists():  # killed between the last report and its commit
+        return session.save(*ended)
+    model = fresh_student(
+        config.blueprint, training.seed, drop_path=training.train.drop_path, keep_stitches=config.keep_stitches
+    )
+    model.load_state_dict(load(ray.get(job.weights)))
+    feed = Batches(training.feed, find(training.feed.dataset, placement.data_root), rank, world)
+    engine = DeepSpeedEngine(
+        Classification(model),
+        training.train,
+        placement.deepspeed,
+        rows=training.feed.batch_size // world,
+        micro_batch=placement.micro_batch,
+    )
+    validate = validator(model, training, placement, engine.device) if rank == 0 else None
+    follow = validate if training.train.validate_every_epochs is not None else None
+    history = fit(feed, engine, training.train, placement, session, seed=training.seed, validate=follow)
+    files = Path(tempfile.mkdtemp(prefix="trained-"))
+    if validate is not None:
+        save_weights(model, files / WEIGHTS)
+        (files / HISTORY).write_text(json.dumps(history))
+        metrics = {
+            **training_metrics(history, model),
+            "num_ranks": world,
+            "ranks_began_at": session.ranks.began_at,
+            "val_top1": final_top1(history, validate),
+        }
+        (files / METRICS).write_text(json.dumps(metrics))
+    session.save(training.train.total_steps(feed.steps_per_epoch), files)
+    session.forget()
+
+
+class RankSession:
+    """What `fit` needs, from Ray Train."""
+
+    def __init__(self, job: RankJob, rank: int, ranks: Ranks) -> None:
+        self.job, self.rank, self.ranks = job, rank, ranks
+        self.downloaded: Path | None = None
+
+    @property
+    def checkpoints(self) -> "RankSession":
+        """This session keeps them itself."""
+        return self
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest checkpoint that Ray Train committed, whole, on this node.
+
+        Raises:
+            ArtifactError: files of it are missing or changed.
+            UsageError: it was written by another number of ranks, or with another ZeRO stage.
+        """
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        if self.downloaded is None:
+            self.downloaded = Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="ranks-")))
+            self._check(self.downloaded)
+        return self._state(self.downloaded)["step"], self.downloaded
+
+    def save(self, step: int, files: Path) -> None:
+        """Hand this rank's files to Ray Train, which merges those of all ranks; a barrier."""
+        import ray.train
+
+        hashes = {name: asdict(digest) for name, digest in digests(files, skip=_ours(files)).items()}
+        (files / f"hashes-{self.rank}.json").write_text(json.dumps(hashes))
+        (files / STATE).write_text(json.dumps({"step": step, **asdict(self.ranks)}))
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(files))
+        shutil.rmtree(files)
+
+    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Tell the stage, from rank 0 only."""
+        if self.rank == 0:
+            self.job.relay.put.remote(step, total_steps, dict(metrics))
+
+    def forget(self) -> None:
+        """Remove the checkpoint that was downloaded."""
+        if self.downloaded is not None and self.downloaded.exists():
+            shutil.rmtree(self.downloaded)
+
+    def _check(self, folder: Path) -> None:
+        written = self._state(folder)
+        problems = [
+            problem
+            for rank in range(written["num_workers"])
+            for problem in wrong_contents(from_json(json.loads((folder / f"hashes-{rank}.json").read_text())), folder)
+        ]
+        if problems:
+            raise ArtifactError(
+                f"The fine-tuning's checkpoint below {self.job.durable} is spoilt: {'; '.join(problems)}. "
+                f"Remove that folder to fine-tune anew."
+            )
+        for name in ("num_workers", "zero_stage"):
+            found, now = written[name], getattr(self.ranks, name)
+            if found != now and not (folder / WEIGHTS).exists():
+                raise UsageError(
+                    f"The fine-tuning's checkpoint below {self.job.durable} was written with {name}={found}, but now "
+                    f"it is {now}, and ZeRO's shards fit only the same again. Go on with {found}, or remove that "
+                    f"folder to fine-tune anew."
+                )
+        self.ranks = Ranks(self.ranks.num_workers, self.ranks.zero_stage, written["began_at"])
+
+    @staticmethod
+    def _state(folder: Path) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        return state
+
+
+def _ours(files: Path) -> list[str]:
+    """Files that are written when the rest is whole; `latest` is DeepSpeed's, the same from every rank."""
+    return [STATE, "latest", *(file.name for file in files.glob("hashes-*.json"))]

@@ -1,0 +1,178 @@
+"""Real stages, really killed: a run that lost workers or its driver ends with the same bits as one that did not."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from m2mkd_ray.execution import Event, LocalLauncher, StageProgress, StageRetried, Store, execute
+from m2mkd_ray.execution.ray_launcher import RayLauncher
+from m2mkd_ray.pipeline import plan
+from m2mkd_ray.recipe import Recipe, override
+from m2mkd_ray.recipes import find_recipe
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+
+SMALL = (
+    "data.max_rows=320",
+    "data.validation.max_rows=100",
+    "teacher={source: trained, phase: {epochs: 0.4, batch_size: 64, lr: 0.001}}",
+    "meta.epochs=0.4",
+    "meta.warmup_epochs=0",
+    "pairs.epochs=24",
+    "pairs.warmup_epochs=1",
+    "pairs.drop_path=0.2",
+    "finetune.epochs=24",
+    "finetune.drop_path=0.2",
+    "baselines=[]",
+    "placement.pairs.checkpoint_every_s=0.2",
+    "placement.pairs.log_every_steps=2",
+    "placement.finetune.checkpoint_every_s=2",
+    "placement.finetune.log_every_steps=2",
+)
+
+
+def small_demo(*settings: str) -> Recipe:
+    return override(find_recipe("demo"), [*SMALL, *settings])
+
+
+def hashes(store: Store, recipe: Recipe, names: set[str], file: str) -> dict[str, str]:
+    """The contents of an artifact's file by the name of its stage."""
+    return {
+        stage.name: hashlib.sha256((store.open(stage.address) / file).read_bytes()).hexdigest()
+        for stage in plan(recipe)
+        if stage.name in names
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The pairs of the small demo, trained one after another in this process."""
+    store = Store(str(tmp_path_factory.mktemp("undisturbed")))
+    execute(plan(small_demo()), store, LocalLauncher(), until=["pair-0", "pair-1"]).raise_for_failures()
+    return store
+
+
+@pytest.fixture
+def launcher() -> Iterator[RayLauncher]:
+    with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
+        launcher = RayLauncher(num_cpus=2, temp_dir=folder)
+        yield launcher
+        launcher.close()
+
+
+class Killer:
+    """Kills the worker of a stage once it has reported a step, and remembers what was said of it."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step = stage, step
+        self.killed_at: int | None = None
+        self.retried: list[StageRetried] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StageRetried):
+            self.retried.append(event)
+        if not isinstance(event, StageProgress) or event.stage.name != self.stage or self.killed_at is not None:
+            return
+        if event.progress.step >= self.step:
+            os.kill(event.progress.pid, signal.SIGKILL)
+            self.killed_at = event.progress.step
+
+
+def test_a_pair_whose_worker_is_killed_ends_with_the_same_weights(
+    undisturbed: Store, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    store, recipe, killer = Store(str(tmp_path / "store")), small_demo(), Killer("pair-0", step=20)
+    outcome = execute(plan(recipe), store, launcher, until=["pair-0", "pair-1"], on_event=killer)
+    outcome.raise_for_failures()
+    assert killer.killed_at is not None
+    assert [retry.stage.name for retry in killer.retried] == ["pair-0"]  # pair-1 went on alone
+    (pair,) = (stage for stage in plan(recipe) if stage.name == "pair-0")
+    attempts = store.manifest(pair.address)["attempts"]
+    assert [attempt["outcome"] for attempt in attempts] == ["LOST", "COMPLETE"]
+    names = {"pair-0", "pair-1", "meta", "teacher"}
+    for file, of in (
+        ("module.safetensors", {"pair-0", "pair-1"}),
+        ("model.safetensors", names - {"pair-0", "pair-1"}),
+    ):
+        assert hashes(store, recipe, of, file) == hashes(undisturbed, recipe, of, file)
+
+
+def test_a_killed_driver_started_again_runs_only_the_rest(undisturbed: Store, tmp_path: Path) -> None:
+    recipe, root = small_demo(), tmp_path / "store"
+    command = [sys.executable, "-m", "m2mkd_ray", "run", "demo", "--store", str(root), "--launcher", "local"]
+    command += ["--until", "pair-0", "--until", "pair-1", "--json"]
+    command += [part for setting in (*SMALL, "placement.finetune.engine=torch") for part in ("--set", setting)]
+    (pair,) = (stage for stage in plan(recipe) if stage.name == "pair-0")
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    checkpoints = root / ".partial" / pair.address / "checkpoint"
+    deadline = time.monotonic() + 120
+    while not (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    outcomes = {stage["name"]: stage["outcome"] for stage in json.loads(again.stdout)["stages"]}
+    assert outcomes["meta"] == outcomes["teacher"] == outcomes["split"] == "reused"
+    assert outcomes["pair-0"] == outcomes["pair-1"] == "complete"
+    attempts = Store(str(root)).manifest(pair.address)["attempts"]
+    assert [attempt["outcome"] for attempt in attempts] == ["LOST", "COMPLETE"]
+    pairs = {"pair-0", "pair-1"}
+    assert hashes(Store(str(root)), recipe, pairs, "module.safetensors") == hashes(
+        undisturbed, recipe, pairs, "module.safetensors"
+    )
+
+
+def test_a_killed_rank_of_the_fine_tuning_goes_on_from_its_checkpoint(launcher: RayLauncher, tmp_path: Path) -> None:
+    """Ray Train starts the ranks again; DeepSpeed's shards and the weights come back bit for bit."""
+    recipe = small_demo("start=scratch")
+    whole, broken = Store(str(tmp_path / "whole")), Store(str(tmp_path / "broken"))
+    execute(plan(recipe), whole, launcher, until=["finetune"]).raise_for_failures()
+    (stage,) = (stage for stage in plan(recipe) if stage.name == "finetune")
+    killed: list[int] = []
+
+    def kill_a_rank(event: Event) -> None:
+        durable = Path(broken.root) / ".partial" / stage.address / "durable" / "ranks"
+        is_training = isinstance(event, StageProgress) and event.stage.name == "finetune"
+        if is_training and not killed and any(durable.glob("checkpoint_*")):
+            killed.append(_kill_one_rank())
+
+    execute(plan(recipe), broken, launcher, until=["finetune"], on_event=kill_a_rank).raise_for_failures()
+    assert killed
+    file = "model.safetensors"
+    assert hashes(broken, recipe, {"finetune"}, file) == hashes(whole, recipe, {"finetune"}, file)
+
+
+def _kill_one_rank() -> int:
+    """Kill one rank of Ray Train among the processes below this one; its pid."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and "RayTrainWorker" in _title(process) and _is_below_this(int(process.name)):
+            os.kill(int(process.name), signal.SIGKILL)
+            return int(process.name)
+    raise AssertionError("no rank of Ray Train was found")
+
+
+def _title(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # it ended meanwhile
+
+
+def _is_below_this(pid: int) -> bool:
+    while pid > 1 and pid != os.getpid():
+        try:
+            pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    return pid == os.getpid()

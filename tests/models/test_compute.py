@@ -1,0 +1,71 @@
+"""Costs against figures that were counted elsewhere: docs/method.md, timm's papers, and torch's own counter."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
+from m2mkd_ray.models import create_vit
+from m2mkd_ray.models.compute import module_stage_factor, pair_cost, student_macs, vit_block_macs
+
+GIGA = 1e9
+
+
+@pytest.fixture
+def vmoe_base() -> Blueprint:
+    """DeiT-Large, cut 6-6-6-6, and V-MoE-Base."""
+    return Blueprint(
+        teacher=Vit(name="vit_large_patch16_224", depth=24),
+        teacher_depths=(6, 6, 6, 6),
+        student=Student(vit=Vit(name="vit_base_patch16_224", depth=12), moe=Moe(num_experts=8, top_k=2)),
+        student_depths=(3, 3, 3, 3),
+    )
+
+
+def test_the_published_students_blocks_cost_what_the_method_says(vmoe_base: Blueprint) -> None:
+    assert student_macs(vmoe_base) / GIGA == pytest.approx(28.7, abs=0.15)  # stem and head are 0.1 of that
+    assert 3 * student_macs(vmoe_base) / GIGA == pytest.approx(86.2, abs=0.4)
+
+
+def test_the_published_pairs_cost_what_the_method_says(vmoe_base: Blueprint) -> None:
+    costs = [pair_cost(vmoe_base, pair) for pair in vmoe_base.pairs]
+    assert sum(cost.total for cost in costs) / GIGA == pytest.approx(209, abs=1)
+    assert module_stage_factor(vmoe_base) == pytest.approx(2.42, abs=0.02)  # "242 epochs" for 100
+
+
+def test_a_pairs_parts_are_the_passes_that_it_makes(vmoe_base: Blueprint) -> None:
+    block = vit_block_macs(vmoe_base.teacher)
+    for pair in vmoe_base.pairs:
+        cost, num_after = pair_cost(vmoe_base, pair), 3 - pair.index
+        assert cost.before == pytest.approx(pair.index * block)
+        assert cost.teacher == pytest.approx((6 + num_after) * block)
+        assert cost.after == pytest.approx(2 * num_after * block)
+        assert cost.student == pytest.approx(3 * student_macs(vmoe_base) / 4)
+        assert cost.total == cost.before + cost.teacher + cost.after + cost.student
+
+
+def test_without_a_teacher_a_pair_is_cheaper_by_its_passes(vmoe_base: Blueprint) -> None:
+    for pair in vmoe_base.pairs:
+        both = pair_cost(vmoe_base, pair), pair_cost(vmoe_base, pair, with_teacher=False)
+        assert both[0].total - both[1].total == pytest.approx(both[0].teacher)
+        assert both[1].teacher == 0
+    assert module_stage_factor(vmoe_base, with_teacher=False) < module_stage_factor(vmoe_base)
+
+
+def test_a_block_costs_what_torch_counts() -> None:
+    vit = Vit(name="vit_tiny_patch16_224", img_size=32, patch_size=8, width=48, depth=1, num_heads=4, mlp_ratio=3)
+    block = create_vit(vit).blocks[0]
+    block.attn.fused_attn = False  # torch does not count its fused attention on a CPU
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        block(torch.randn(1, 17, 48))
+    assert 2 * vit_block_macs(vit) == counter.get_total_flops()  # a MAC is two operations
+
+
+def test_plain_blocks_of_a_student_count_one_mlp(vmoe_base: Blueprint) -> None:
+    half = vmoe_base.model_copy(
+        update={"student": vmoe_base.student.model_copy(update={"moe": Moe(blocks="every_2")})}
+    )
+    base = Vit(name="vit_base_patch16_224")
+    saved = student_macs(vmoe_base) - student_macs(half)
+    assert saved == pytest.approx(6 * 197 * 2 * 768 * 3072)
+    assert 17.4 < 12 * vit_block_macs(base) / GIGA < 17.6  # ViT-B/16 as every paper has it

@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from m2mkd_ray.errors import UsageError
+from m2mkd_ray.pipeline import plan
+from m2mkd_ray.recipe import Phase, Recipe, Teacher, merged, override, read_yaml, to_yaml
+from m2mkd_ray.recipes import RECIPES, find_recipe
+from m2mkd_ray.training import TrainConfig
+
+
+@pytest.fixture
+def demo() -> Recipe:
+    """The demo with an end-to-end teacher."""
+    demo = find_recipe("demo")
+    phase = Phase(epochs=16, lr=1e-3, batch_size=64)
+    update = {"teacher": Teacher(source="trained", phase=phase), "meta": phase}
+    return demo.model_copy(update=update)
+
+
+def test_settings_are_changed_with_their_types_and_nothing_else(demo: Recipe) -> None:
+    changed = override(
+        demo,
+        [
+            "seed=3",
+            "finetune.lr=1e-4",  # YAML 1.1 reads this as a string
+            "pairs.distill.kind=hard",
+            "blueprint.student_depths=[1, 2, 2, 3]",
+            "data.max_rows=null",
+            "keep_stitches=true",
+            "suites=[fashion-small]",
+            "meta.augmentation={kind: none, mean: [0, 0, 0], std: [1, 1, 1]}",
+        ],
+    )
+    assert (changed.seed, changed.finetune.lr, changed.pairs.distill.kind) == (3, 1e-4, "hard")
+    assert (changed.blueprint.student_depths, changed.data.max_rows) == ((1, 2, 2, 3), None)
+    assert (changed.keep_stitches, changed.suites) == (True, ("fashion-small",))
+    assert changed.meta.augmentation.mean == (0, 0, 0)
+    back = {
+        "seed": 0,
+        "finetune": demo.finetune,
+        "pairs": demo.pairs,
+        "blueprint": demo.blueprint,
+        "keep_stitches": False,
+        "suites": demo.suites,
+        "meta": demo.meta,
+    }
+    assert changed.model_copy(update=back) == demo
+
+
+def test_the_recipe_that_is_changed_stays_as_it_is(demo: Recipe) -> None:
+    before = demo.model_copy(deep=True)
+    override(demo, ["data.augmentation.shift=7", "placement.pairs.resources.cpus=3"])
+    assert demo == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("finetun.lr=1", r"no setting 'finetun\.lr': 'finetun' is unknown; did you mean finetune\?"),
+        ("finetune.learning_rate=1", r"'learning_rate' is unknown; known here: epochs, lr"),
+        ("pairs.distill.alfa=1", r"'alfa' is unknown; did you mean alpha\?"),
+        ("pairs.augmentation.shift=1", r"lies below 'augmentation', which is not set .*; give all of 'augmentation'"),
+        ("teacher.incubation.lr=1", r"lies below 'incubation', which is not set in this recipe"),
+        ("seed.x=1", r"'seed\.x' lies below 'seed', which is a plain value \(0\)"),
+        ("seed", r"'seed' is not of the form a\.b=value"),
+        ("suites=[a", r"the value of 'suites=\[a' is not YAML"),
+        ("seed=many", r"seed: .*integer.* \(found 'many'\)"),
+        ("seed=-1", r"seed: .*greater than or equal to 0"),
+        ("pairs.distill.alpha=2", r"pairs\.distill\.alpha: .*less than or equal to 1 \(found 2\)"),
+        ("finetune.precision=fp16", r"finetune\.precision: Input should be 'fp32' or 'bf16' \(found 'fp16'\)"),
+        ("meta.augmentation={kind: light, color: 1}", r"meta\.augmentation\.color: Extra inputs"),
+        ("blueprint.teacher_depths=[3,3,3]", r"blueprint: teacher_depths \(3, 3, 3\) add up to 9 blocks, but teacher"),
+        ("meta.warmup_epochs=99", r"meta: warmup_epochs 99\.0 is more than epochs 16\.0"),
+        ("teacher.source=incubated", r"teacher: `incubation` is needed by source=incubated, and only by it"),
+        ("teacher.source=pretrained", r"teacher: `weights` is needed by source=pretrained, and only by it"),
+        ("teacher.tune=head", r"tune=head is for source=pretrained; this teacher is trained"),
+        ("pairs.batch_size=63", r"recipe: pairs\.batch_size 63 is not a multiple of data\.lanes 2"),
+        ("data={}", r"data\.dataset: Field required"),
+        ("placement.finetune.num_workers=3", r"placement\.finetune\.num_workers 3 does not divide data\.lanes 2"),
+        ("placement.finetune.deepspeed.zero_stage=3", r"zero_stage: Input should be 0, 1 or 2 \(found 3\)"),
+        ("suites=[]", r"suites is empty: name at least one"),
+    ],
+)
+def test_what_is_wrong_with_a_setting_is_said_with_names_and_values(demo: Recipe, setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        override(demo, [setting])
+
+
+def test_an_odd_number_of_images_cannot_be_mixed(demo: Recipe) -> None:
+    with pytest.raises(UsageError, match=r"meta\.batch_size 66 in data\.lanes 2 gives 33 images each, an odd number"):
+        override(demo, ["data.augmentation.mixup=0.8", "meta.batch_size=66"])
+    assert override(demo, ["data.augmentation.mixup=0.8", "meta.batch_size=68"]).meta.batch_size == 68
+
+
+def test_one_process_needs_no_lane_for_each_rank(demo: Recipe) -> None:
+    assert override(demo, ["placement.finetune.engine=torch", "placement.finetune.num_workers=3"])
+
+
+def test_all_misspelt_settings_are_told_at_once(demo: Recipe) -> None:
+    with pytest.raises(UsageError) as error:
+        override(demo, ["sed=1", "finetune.lr", "pairs.lr=1e-3", "data.rows=5"])
+    assert str(error.value).splitlines()[0] == "Cannot change recipe 'demo':"
+    assert len(str(error.value).splitlines()) == 4
+
+
+def test_all_values_that_do_not_fit_are_told_at_once(demo: Recipe) -> None:
+    with pytest.raises(UsageError) as error:
+        override(demo, ["pairs.batch_size=63", "meta.batch_size=61", "placement.finetune.num_workers=3"])
+    assert all(text in str(error.value) for text in ("pairs.batch_size 63", "meta.batch_size 61", "num_workers 3"))
+
+
+def test_a_file_changes_what_it_names(demo: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "from: demo\n"
+        "name: mine\n"
+        "pairs:\n  epochs: 2\n  distill: {alpha: 0.9}\n"
+        "finetune.lr: 1e-3\n"
+        "pairs.distill: {temperature: 2}\n"
+        "teacher:\n  source: incubated\n  incubation: {epochs: 1, lr: 0.001, batch_size: 64}\n"
+    )
+    base, changes = read_yaml(file)
+    recipe = merged(demo, changes, str(file))
+    assert (base, recipe.name, recipe.pairs.epochs, recipe.finetune.lr) == ("demo", "mine", 2, 1e-3)
+    assert recipe.pairs.distill == demo.pairs.distill.model_copy(update={"alpha": 0.9, "temperature": 2.0})
+    assert recipe.pairs.batch_size == demo.pairs.batch_size
+    assert recipe.teacher.incubation == Phase(epochs=1, lr=0.001, batch_size=64)
+    assert recipe.data == demo.data
+
+
+def test_all_misspelt_settings_of_a_file_are_told_with_its_name(demo: Recipe) -> None:
+    with pytest.raises(UsageError) as error:
+        merged(demo, {"finetun": {"lr": 1}, "pairs": {"alpha": 0.5}}, "mine.yaml")
+    told = str(error.value).splitlines()
+    assert told[0] == "Cannot change recipe 'mine.yaml':"
+    assert "'finetun' is unknown; did you mean finetune?" in told[1]
+    assert "there is no setting 'pairs.alpha'" in told[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: mine\n", r"must start with `from: NAME`"),
+        ("- from\n", r"must start with `from: NAME`"),
+        ("", r"must start with `from: NAME`"),
+        ("from: [demo\n", r"is not YAML"),
+        (None, r"Cannot read the recipe file .*: No such file"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        read_yaml(file)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_comes_back_from_yaml(name: str, tmp_path: Path) -> None:
+    recipe = find_recipe(name)
+    assert Recipe.model_validate(yaml.safe_load(to_yaml(recipe))) == recipe
+    file = tmp_path / "copy.yaml"
+    file.write_text("from: demo\n" + to_yaml(recipe))
+    base, changes = read_yaml(file)
+    assert merged(find_recipe(base), changes, str(file)) == recipe
+
+
+def test_a_phase_gives_the_training_loop_its_part(demo: Recipe) -> None:
+    settings = {name: getattr(demo.pairs, name) for name in TrainConfig.model_fields}
+    assert demo.pairs.train == TrainConfig(**settings)
+
+
+def test_recipes_cannot_be_changed_in_place(demo: Recipe) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        demo.seed = 1
+
+
+def test_a_changed_recipe_can_be_planned(demo: Recipe) -> None:
+    assert len(plan(override(demo, ["baselines=[]"]))) < len(plan(demo))
