@@ -7,21 +7,23 @@ machines. Models are built on the meta device, so that nothing is computed.
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from timm.models import get_pretrained_cfg
 
 from m2mkd_ray.blueprint import Blueprint, Vit
-from m2mkd_ray.data import DatasetFolder, find
+from m2mkd_ray.data import Augmentation, DatasetFolder, find
 from m2mkd_ray.data.lanes import balanced
 from m2mkd_ray.errors import DataError, M2mkdError
 from m2mkd_ray.evaluation import class_columns, find_suite
 from m2mkd_ray.execution import Stage
 from m2mkd_ray.execution.feasibility import Node, misfits
 from m2mkd_ray.models import create_vit, family, split
+from m2mkd_ray.models.moe import Experts
 from m2mkd_ray.recipe import Phase, Recipe
 from m2mkd_ray.stages.finetune import FinetunePlacement
 from m2mkd_ray.training.engine import deepspeed_config
@@ -29,8 +31,23 @@ from m2mkd_ray.training.engine import deepspeed_config
 
 def problems(recipe: Recipe) -> list[str]:
     """What is wrong with a recipe here, whatever the machines; empty if it can run."""
-    checks: tuple[Callable[[Recipe], Iterator[str]], ...] = (_of_data, _of_suites, _of_models, _of_settings)
+    checks: tuple[Callable[[Recipe], Iterator[str]], ...] = (
+        _of_data,
+        _of_suites,
+        _of_models,
+        _of_experts,
+        _of_settings,
+        _of_preprocessing,
+    )
     return [problem for check in checks for problem in check(recipe)]
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What may be wrong with a recipe and cannot be known, whatever the machines."""
+    weights, other = recipe.teacher.weights, _other_normalisation(recipe)
+    if weights in (None, "timm") or other is None:
+        return []
+    return [f"{other} Do so if {weights} comes from there; if not, set what it was trained with."]
 
 
 def phases(recipe: Recipe) -> dict[str, Phase]:
@@ -152,6 +169,29 @@ def _build_student(blueprint: Blueprint) -> None:
     of_family.modules(blueprint)
 
 
+def _of_experts(recipe: Recipe) -> Iterator[str]:
+    """Widths that `grouped_mm` refuses: it wants rows of whole 16 bytes."""
+    try:
+        with torch.device("meta"):
+            student = family(recipe.blueprint.student.family).model(recipe.blueprint)
+    except (M2mkdError, ValueError):
+        return  # told by `_of_models`
+    widths = {size for part in student.modules() if isinstance(part, Experts) for size in part.w1.shape[1:]}
+    by_precision: dict[str, list[str]] = {}
+    for name, phase in phases(recipe).items():
+        if name in ("pairs", "finetune"):
+            by_precision.setdefault(phase.precision, []).append(name)
+    for precision, names in by_precision.items():
+        step = {"fp32": 4, "bf16": 8}[precision]
+        if bad := sorted(width for width in widths if width % step):
+            yield (
+                f"The experts' width or hidden width is {' and '.join(map(str, bad))}, but in {precision}, the "
+                f"precision of {' and '.join(names)}, both have to be multiples of {step} (16 bytes). Set "
+                f"blueprint.student.vit.width, or its mlp_ratio, so that they are"
+                + (", or use fp32, which wants multiples of 4." if precision == "bf16" else ".")
+            )
+
+
 # Settings
 
 
@@ -172,6 +212,48 @@ def _of_settings(recipe: Recipe) -> Iterator[str]:
             )
         except ValueError as error:
             yield f"placement.finetune.micro_batch: {error}"
+
+
+# Preprocessing
+
+
+def _of_preprocessing(recipe: Recipe) -> Iterator[str]:
+    """Every phase has to see images as the evaluation and the export will."""
+    shown = _preprocessing(recipe.data.augmentation)
+    for name, phase in phases(recipe).items():
+        of_phase = _preprocessing(phase.augmentation or recipe.data.augmentation)
+        differ = [setting for setting in shown if of_phase[setting] != shown[setting]]
+        if differ:
+            yield (
+                f"{name}.augmentation has "
+                + ", ".join(f"{setting} {of_phase[setting]}" for setting in differ)
+                + ", but evaluation and export read images by data.augmentation with "
+                + ", ".join(f"{setting} {shown[setting]}" for setting in differ)
+                + f". Set {' and '.join(differ)} to the same in both."
+            )
+    if recipe.teacher.weights == "timm" and (other := _other_normalisation(recipe)) is not None:
+        yield other
+
+
+def _preprocessing(augmentation: Augmentation) -> dict[str, object]:
+    names = ("mean", "std", "interpolation")
+    return {name: getattr(augmentation, name) for name in names} | {"crop_pct": augmentation.eval_crop}
+
+
+def _other_normalisation(recipe: Recipe) -> str | None:
+    """A sentence if timm's weights of the teacher's name were trained on images of another mean or deviation."""
+    if recipe.start == "scratch" or recipe.teacher.source != "pretrained":
+        return None
+    name, ours = recipe.blueprint.teacher.name, recipe.data.augmentation
+    theirs = get_pretrained_cfg(name)
+    if theirs is None or (tuple(theirs.mean), tuple(theirs.std)) == (ours.mean, ours.std):
+        return None
+    mean, std = list(theirs.mean), list(theirs.std)
+    return (
+        f"timm's weights of {name} were trained on images with mean {mean} and std {std}, but data.augmentation has "
+        f"mean {list(ours.mean)} and std {list(ours.std)}. Set data.augmentation.mean={mean} and "
+        f"data.augmentation.std={std}."
+    )
 
 
 # Machines
@@ -208,16 +290,28 @@ def rank_problems(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
 def _too_many_ranks(stage: Stage, placement: FinetunePlacement, nodes: Sequence[Node]) -> str | None:
     wanted = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
     wanted = {name: amount for name, amount in wanted.items() if amount}
-    room = sum(int(min(node.resources.get(name, 0.0) / each for name, each in wanted.items())) for node in nodes)
-    if room >= placement.num_workers:
-        return None
+    driver = {"CPU": stage.resources.cpus, "GPU": stage.resources.gpus}
+    rooms = [
+        sum(_room(other, wanted, driver if other is node else {}) for other in nodes)
+        for node in nodes
+        if all(node.resources.get(name, 0.0) >= amount for name, amount in driver.items())
+    ]
+    if not rooms or (room := max(rooms)) >= placement.num_workers:
+        return None  # a driver that no node can hold is a misfit of its stage
     each = " and ".join(f"{amount:g} {name}s" for name, amount in wanted.items())
     has = ", ".join(f"{sum(node.resources.get(name, 0.0) for node in nodes):g} {name}s" for name in wanted)
+    held = " and ".join(f"{amount:g} {name}s" for name, amount in driver.items() if amount)
     return (
         f"{stage.name} asks for {placement.num_workers} ranks of {each} each, but there is room for {room} "
-        f"({len(nodes)} nodes with {has} in all). Lower placement.finetune.num_workers or what each rank gets, "
-        f"or, for a Ray of our own, raise --num-cpus."
+        f"({len(nodes)} nodes with {has} in all"
+        + (f", of which its driver holds {held}). Lower placement.driver, " if held else "). Lower ")
+        + "placement.finetune.num_workers or what each rank gets, or, for a Ray of our own, raise --num-cpus."
     )
+
+
+def _room(node: Node, wanted: Mapping[str, float], taken: Mapping[str, float]) -> int:
+    """Ranks that a node can hold beside what is taken of it."""
+    return int(min((node.resources.get(name, 0.0) - taken.get(name, 0.0)) / each for name, each in wanted.items()))
 
 
 def cluster_warnings(recipe: Recipe, nodes: Sequence[Node]) -> list[str]:

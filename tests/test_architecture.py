@@ -200,15 +200,23 @@ def test_only_the_command_line_prints(file: Path) -> None:
 
 
 def undocumented(file: Path) -> Iterator[str]:
-    """The file itself, and its public functions and classes, where they have no docstring."""
+    """The file itself, and its public functions, classes and their methods, where they have no docstring."""
     if ast.get_docstring(tree(file)) is None:
         yield f"{relative(file)}:1 has no file docstring"
     if file.stem.startswith("_"):
         return
-    for node in tree(file).body:
-        is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-        if is_public and ast.get_docstring(node) is None:
-            yield f"{relative(file)}:{node.lineno} {node.name} has no docstring"
+    for name, node in public(tree(file).body):
+        if ast.get_docstring(node) is None:
+            yield f"{relative(file)}:{node.lineno} {name} has no docstring"
+
+
+def public(body: list[ast.stmt], of: str = "") -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef]]:
+    """Functions, classes and, inside of these, methods whose names do not start with an underscore."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield of + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node.body, f"{of}{node.name}.")
 
 
 @every_file

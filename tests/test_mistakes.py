@@ -4,13 +4,16 @@ Every mistake is a row of `MISTAKES`: what they do, how it ends, what they read.
 table in docs/operations.md is made from the same rows.
 """
 
+import errno
 import io
 import json
 import shlex
 import shutil
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,6 +36,8 @@ class Place:
     """Empty; also the working directory."""
     store: Path
     """Holds complete artifacts `data-*` and `meta-*` of tiny.yaml."""
+    until_the_end: ExitStack
+    """What is to be closed after the test."""
 
 
 def nothing(place: Place) -> None:
@@ -106,6 +111,25 @@ def a_spoilt_artifact(place: Place) -> None:
 
 def a_file_in_the_way(place: Place) -> None:
     (place.folder / "taken").write_text("not a store")
+
+
+def linux_only(place: Place) -> None:
+    """/proc is Linux's: nobody can make a folder there, root neither."""
+    if not Path("/proc/self").exists():
+        pytest.skip("needs Linux's /proc")
+
+
+def a_taken_port(place: Place) -> None:
+    """Something that is no Ray listens at the port (here, a server that knows HTTP/1 only)."""
+    try:
+        server = place.until_the_end.enter_context(HTTPServer(("127.0.0.1", 8265), BaseHTTPRequestHandler))
+    except OSError as error:
+        assert error.errno == errno.EADDRINUSE  # the port is taken already, which is the mistake
+        return
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    place.until_the_end.callback(thread.join)
+    place.until_the_end.callback(server.shutdown)
 
 
 def a_full_folder(place: Place) -> None:
@@ -191,7 +215,7 @@ MISTAKES = (
     Mistake(
         "weights that are not there",
         "run tiny.yaml --set teacher.source=pretrained --set teacher.weights=deit.pth",
-        "teacher.weights: there is no file deit.pth",
+        "deit.pth. Give a .safetensors, .pth or .pt file, or `timm`.",
     ),
     # data
     Mistake("data set that is not imported", "run cifar10", "then: m2mkd data import cifar10 --source"),
@@ -272,9 +296,21 @@ MISTAKES = (
         "run tiny.yaml --address 127.0.0.1:1",
         "no Ray answers at `127.0.0.1:1`",
     ),
+    Mistake(
+        "address whose port something else has taken",
+        "run tiny.yaml --address 127.0.0.1:8265",
+        "no Ray answers at `127.0.0.1:8265`: something else listens there",
+        prepare=a_taken_port,
+    ),
     # the store and its results
     Mistake(
-        "store that cannot be written",
+        "store in a read-only place",
+        "run tiny.yaml --store /proc/m2mkd",
+        "The store `/proc/m2mkd` cannot be written: no folder can be made at `/proc/m2mkd`; choose another folder",
+        prepare=linux_only,
+    ),
+    Mistake(
+        "store with a file in the way",
         "run tiny.yaml --store taken",
         "a file is in the way",
         prepare=a_file_in_the_way,
@@ -316,11 +352,12 @@ def begun(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(begun: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(begun: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     shutil.copytree(begun, tmp_path / "runs")
     shutil.copy(tiny, tmp_path / "tiny.yaml")
     monkeypatch.chdir(tmp_path)
-    return Place(tmp_path, tmp_path / "runs")
+    with ExitStack() as until_the_end:
+        yield Place(tmp_path, tmp_path / "runs", until_the_end)
 
 
 def one_line(text: str) -> str:

@@ -9,6 +9,7 @@ from m2mkd_ray import preflight
 from m2mkd_ray.commands.session import chosen, planned
 from m2mkd_ray.data import find, import_data
 from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.recipe import Recipe
 
 RANKS = ["placement.finetune.engine=deepspeed", "placement.finetune.num_workers=2"]
 
@@ -28,6 +29,16 @@ def test_a_rank_is_never_split_between_nodes(there, room, tiny):
     plan = planned(chosen(str(tiny), [*RANKS, "placement.finetune.cpus_per_worker=2"]))
     (problem,) = preflight.rank_problems(plan, nodes(*there))
     assert f"2 ranks of 2 CPUs each, but there is room for {room}" in problem
+
+
+@pytest.mark.parametrize(("there", "room"), [((2,), 1), ((1, 1), 1), ((0.5, 2), 1)])
+def test_the_driver_of_the_ranks_takes_room_too(there, room, tiny):
+    settings = [*RANKS, "placement.finetune.cpus_per_worker=1", "placement.driver.cpus=1"]
+    plan = planned(chosen(str(tiny), settings))
+    (problem,) = preflight.rank_problems(plan, nodes(*there))
+    assert f"there is room for {room}" in problem
+    assert "of which its driver holds 1 CPUs). Lower placement.driver, " in problem
+    assert preflight.rank_problems(plan, nodes(*there, 1)) == []
 
 
 def test_a_finetuning_in_one_process_has_no_ranks(tiny):
@@ -66,6 +77,66 @@ def test_more_lanes_than_row_groups_are_refused(tiny):
     recipe = chosen(str(tiny), ["data.lanes=64", "data.max_rows=64", *batches])
     (problem,) = preflight.problems(recipe)
     assert "data.lanes 64 is more than the" in problem
+
+
+EXPERTS = "blueprint.student.vit.width"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ([f"{EXPERTS}=18"], "width or hidden width is 18, but in fp32, the precision of pairs and finetune, "),
+        ([f"{EXPERTS}=20", "pairs.precision=bf16"], "is 20, but in bf16, the precision of pairs, both "),
+        ([f"{EXPERTS}=36", "finetune.precision=bf16"], "is 36, but in bf16, the precision of finetune, both "),
+        ([f"{EXPERTS}=20", "blueprint.student.vit.mlp_ratio=1.5"], "is 30, but in fp32"),
+    ],
+)
+def test_experts_that_cannot_be_multiplied_are_refused_before_anything_is_trained(settings, told, tiny):
+    (problem,) = preflight.problems(chosen(str(tiny), settings))
+    assert told in problem
+
+
+def test_experts_of_whole_16_bytes_are_well(tiny):
+    assert preflight.problems(chosen(str(tiny), [f"{EXPERTS}=20"])) == []
+    assert preflight.problems(chosen(str(tiny), [f"{EXPERTS}=24", "pairs.precision=bf16"])) == []
+
+
+NORMAL = "mean: [0.286, 0.286, 0.286], std: [0.353, 0.353, 0.353]"
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "told"),
+    [
+        ("{kind: none}", "pairs.augmentation has mean (0.485, 0.456, 0.406), std "),
+        (f"{{kind: timm, {NORMAL}}}", "has crop_pct 0.875, but evaluation and export read images by "),
+        (f"{{kind: none, interpolation: bilinear, {NORMAL}}}", "Set interpolation to the same in both."),
+    ],
+)
+def test_a_phase_that_sees_other_images_than_the_evaluation_is_refused(augmentation, told, tiny):
+    (problem,) = preflight.problems(chosen(str(tiny), [f"pairs.augmentation={augmentation}"]))
+    assert told in problem
+
+
+def test_a_phase_may_have_an_augmentation_of_its_own(tiny):
+    augmentation = f"{{kind: timm, crop_pct: 1, {NORMAL}}}"
+    assert preflight.problems(chosen(str(tiny), [f"pairs.augmentation={augmentation}"])) == []
+
+
+def pretrained(tiny: Path, weights: object, *settings: str) -> Recipe:
+    return chosen(str(tiny), ["teacher.source=pretrained", f"teacher.weights={weights}", *settings])
+
+
+def test_pretrained_weights_want_the_images_that_they_were_trained_on(tiny, tmp_path):
+    (problem,) = preflight.problems(pretrained(tiny, "timm"))
+    assert "Set data.augmentation.mean=[0.5, 0.5, 0.5] and data.augmentation.std=[0.5, 0.5, 0.5]." in problem
+    normal = ["data.augmentation.mean=[0.5, 0.5, 0.5]", "data.augmentation.std=[0.5, 0.5, 0.5]"]
+    assert preflight.problems(pretrained(tiny, "timm", *normal)) == []
+    file = tmp_path / "deit.pth"
+    file.write_bytes(b"weights")
+    assert preflight.problems(pretrained(tiny, file)) == []
+    (warning,) = preflight.warnings(pretrained(tiny, file))
+    assert "mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5], but data.augmentation has mean [0.286, " in warning
+    assert preflight.warnings(pretrained(tiny, file, *normal)) == preflight.warnings(chosen(str(tiny), [])) == []
 
 
 def test_a_suite_of_other_classes_is_refused(tiny, tmp_path):

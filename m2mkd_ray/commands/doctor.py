@@ -113,7 +113,7 @@ def _deepspeed() -> Iterator[Finding]:
 def _compiler() -> Iterator[Finding]:
     for tool in ("g++", "ninja"):
         path = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
-        todo = f"Install {tool} if DeepSpeed is to compile ops (offload_optimizer=true); nothing else needs it."
+        todo = f"Nothing here needs {tool}. DeepSpeed does if it is made to compile ops of its own, on GPUs."
         yield Finding(tool, "OK" if path else "WARN", path or "not found", "" if path else todo)
 
 

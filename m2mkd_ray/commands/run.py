@@ -29,6 +29,16 @@ Address = Annotated[
     typer.Option(help="A Ray cluster (auto, host:port, ray://host:port); default: a Ray of our own on this machine."),
 ]
 
+StallTimeout = Annotated[
+    float,
+    typer.Option(
+        "--stall-timeout",
+        metavar="SECONDS",
+        min=0,
+        help="End and retry a stage that has reported progress, and then none for so long; 0: never.",
+    ),
+]
+
 
 class LauncherName(StrEnum):
     """Who runs the stages."""
@@ -52,6 +62,7 @@ def run(
     launcher: LauncherOption = LauncherName.RAY,
     address: Address = None,
     num_cpus: NumCpus = None,
+    stall_timeout: StallTimeout = 1800.0,
     verify: Annotated[
         bool, typer.Option("--verify", help="First compare complete artifacts with their hashes.")
     ] = False,
@@ -70,7 +81,9 @@ def run(
     machine = _launcher(now, chosen, stages, launcher, address, num_cpus, verify=verify)
     try:
         with follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as follow:
-            outcome = execute(stages, opened, machine, on_event=follow, verify=verify)
+            outcome = execute(
+                stages, opened, machine, on_event=follow, verify=verify, stall_timeout_s=stall_timeout or None
+            )
     finally:
         machine.close()
     result = result_of(chosen, opened, outcome)
@@ -108,6 +121,8 @@ def _launcher(
     elif address is None:  # known without starting Ray
         checks.append(lambda: preflight.capacity_problems(todo, [preflight.this_machine(num_cpus)]))
     check(todo, store, LocalLauncher(), extra=checks)
+    for warning in preflight.warnings(recipe):
+        logger.warning(warning)
     if (file := log_file(store, "run")) is not None:
         now.log.keep(file)
     return LocalLauncher() if name is LauncherName.LOCAL else _ray(recipe, todo, store, address, num_cpus)

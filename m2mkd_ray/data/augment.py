@@ -82,6 +82,11 @@ class Augmentation(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @property
+    def eval_crop(self) -> float:
+        """Side of what evaluation crops, as a share of the resized image."""
+        return self.crop_pct or (224 / 256 if self.kind == "timm" else 1.0)
+
+    @property
     def is_mixing(self) -> bool:
         """Whether mixup or cutmix is on."""
         return self.mixup > 0 or self.cutmix > 0
@@ -144,10 +149,7 @@ def train_transform(aug: Augmentation, img_size: int) -> Callable[[Image.Image],
 
 def eval_transform(img_size: int, aug: Augmentation) -> Callable[[Image.Image], Tensor]:
     """timm's evaluation transform without its last step, `normalize`: to uint8 (C, H, W)."""
-    default = 224 / 256 if aug.kind == "timm" else 1.0
-    return create_transform(
-        img_size, interpolation=aug.interpolation, crop_pct=aug.crop_pct or default, normalize=False
-    )
+    return create_transform(img_size, interpolation=aug.interpolation, crop_pct=aug.eval_crop, normalize=False)
 
 
 def normalize(pixels: np.ndarray, aug: Augmentation) -> Tensor:

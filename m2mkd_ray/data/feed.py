@@ -12,14 +12,25 @@ permuted, so that only a window's row groups are held at a time. A step takes
 with as many lanes as a run will ever have ranks, any number of them makes the same
 batches. A lane is what one GPU's batch is in the reference, so mixing stays in a lane.
 
+Loader workers read nothing. This process reads every row group once, in a thread a
+step ahead, and sends a worker the encoded rows of its step, which the worker decodes
+(of a small split: the pixels that are kept here). So however many workers there are,
+there is one copy of what a window holds (`shuffle_window` + 2 row groups a lane), or
+of a small split's pixels; a worker adds `prefetch_factor` steps, encoded or made.
+
 A loader over a permutation of all rows was turned down (a random read a row), and
 so was a shuffle buffer (what it holds depends on the past, so a resumed run would
-have to read all that came before).
+have to read all that came before). So were workers that read for themselves: a
+step's rows are from all over a window, so each worker reads and holds all of it; and
+if each is given a window's run of steps, whole windows of made batches, which are
+larger than encoded rows, have to be held to give them out in order.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +67,28 @@ class Batch(NamedTuple):
     """float32 (B, 3, H, W), normalised."""
     targets: Tensor
     """float32 (B, K), each row adds up to 1."""
+
+
+class LaneRows(NamedTuple):
+    """What a lane's part of a batch is made from."""
+
+    lane: int
+    step: int
+    rows: np.ndarray
+    """int64 (n,), numbers of the rows."""
+    epochs: np.ndarray
+    """int64 (n,), the lane's epoch that each is in."""
+    images: np.ndarray | list[bytes]
+    """uint8 (n, H, W, C), or encoded."""
+
+
+class EvalRows(NamedTuple):
+    """What a batch for evaluation is made from."""
+
+    chosen: np.ndarray
+    """int64 (n,), places among the rows that are evaluated."""
+    images: np.ndarray | list[bytes]
+    """uint8 (n, H, W, C), or encoded."""
 
 
 class FeedConfig(BaseModel, frozen=True, extra="forbid"):
@@ -133,8 +166,24 @@ class Batches(Dataset[Batch]):
         return max(1, self.num_rows // self.config.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
-        parts = [self._lane(lane, step) for lane in self._my_lanes]
+        return self.made(self.read(step))
+
+    def read(self, step: int) -> list[LaneRows]:
+        """The first half of `batches[step]`: its rows, of each lane."""
+        return [self._read(lane, step) for lane in self._my_lanes]
+
+    def made(self, lanes: list[LaneRows]) -> Batch:
+        """The second half: images and targets; reads nothing."""
+        parts = [self._made(lane) for lane in lanes]
         return parts[0] if len(parts) == 1 else Batch(*(torch.cat(tensors) for tensors in zip(*parts)))
+
+    def reader(self) -> "Batches":
+        """A copy that may read in another thread; it shares the pixels that are kept."""
+        other = copy.copy(self)
+        other._rows, other._lanes = copy.copy(self._rows), copy.copy(self._lanes)  # without their caches
+        if self._keeps_pixels:
+            self._pixels(np.zeros(0, np.int64))
+        return other
 
     def loader(
         self,
@@ -148,22 +197,32 @@ class Batches(Dataset[Batch]):
         """The batches of the steps `start` to `stop` (exclusive), in order, made ahead by `num_workers` processes."""
         return _loader(self, range(start, stop), num_workers, pin_memory, prefetch_factor)
 
-    def _lane(self, lane: int, step: int) -> Batch:
-        config, count = self.config, self.config.rows_per_lane
+    @property
+    def _keeps_pixels(self) -> bool:
+        return self._pixels.are_kept and self.config.augmentation.kind != "timm"
+
+    def _read(self, lane: int, step: int) -> LaneRows:
+        count = self.config.rows_per_lane
         rows, epochs = self._lanes.take(lane, step * count, count)
-        labels = torch.from_numpy(self._labels[rows])
-        with seeded(_MIX, config.seed, lane, step) as rng:
+        images = self._pixels(rows) if self._keeps_pixels else self._rows.read(rows)
+        return LaneRows(lane, step, rows, epochs, images)
+
+    def _made(self, read: LaneRows) -> Batch:
+        config, words = self.config, (_MIX, self.config.seed, read.lane, read.step)
+        labels = torch.from_numpy(self._labels[read.rows])
+        with seeded(*words) as rng:
             if config.augmentation.kind == "timm":
-                images = torch.stack([self._sample(lane, *at) for at in zip(epochs.tolist(), rows.tolist())])
-                reseed(_MIX, config.seed, lane, step)
+                samples = zip(read.epochs.tolist(), read.rows.tolist(), read.images, strict=True)
+                images = torch.stack([self._sample(read.lane, *sample) for sample in samples])
+                reseed(*words)
             else:
-                images = light(self._pixels(rows), config.augmentation, rng)
+                images = light(_as_pixels(read.images, read.rows, self._pixels), config.augmentation, rng)
             return Batch(*mix(images, labels, config.augmentation, self._num_classes))
 
-    def _sample(self, lane: int, epoch: int, row: int) -> Tensor:
+    def _sample(self, lane: int, epoch: int, row: int, encoded: bytes) -> Tensor:
         words = (_SAMPLE, self.config.seed, lane, epoch, row)
         reseed(*words)
-        image = decode(self._rows.read([row])[0], f"Row {row} of split {self.config.split}").convert("RGB")
+        image = decode(encoded, f"Row {row} of split {self.config.split}").convert("RGB")
         if self.config.augmentation.recolor:
             image = _recolored(image, words)
         return self._transform(image)
@@ -196,7 +255,7 @@ class EvalBatches(Dataset[tuple[Tensor, Tensor]]):
         if corruption is not None:
             corruptions.check(*corruption[:2])
         self._batch_size, self._augmentation, self._corruption = batch_size, augmentation, corruption
-        rows = folder.rows(split)
+        self._rows = rows = folder.rows(split)
         self._used = np.arange(len(rows)) if max_rows is None else balanced(rows.labels, max_rows, seed=0)
         self.labels = rows.labels[self._used]
         """int64 (num_rows,)."""
@@ -215,23 +274,44 @@ class EvalBatches(Dataset[tuple[Tensor, Tensor]]):
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
-        chosen = np.arange(self.num_rows)[batch * self._batch_size :][: self._batch_size]
-        return normalize(self._pictures(chosen), self._augmentation), torch.from_numpy(self.labels[chosen])
+        return self.made(self.read(batch))
+
+    def read(self, batch: int) -> EvalRows:
+        """The first half of `batches[batch]`: its rows."""
+        return self._read(np.arange(self.num_rows)[batch * self._batch_size :][: self._batch_size])
+
+    def made(self, read: EvalRows) -> tuple[Tensor, Tensor]:
+        """The second half: images and labels; reads nothing."""
+        return normalize(self._pictures(read), self._augmentation), torch.from_numpy(self.labels[read.chosen])
+
+    def reader(self) -> "EvalBatches":
+        """A copy that may read in another thread."""
+        other = copy.copy(self)
+        other._rows = copy.copy(self._rows)  # without its cache
+        return other
 
     def loader(
         self, *, num_workers: int = 0, pin_memory: bool = False, prefetch_factor: int = 2
     ) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The same batches, made ahead by `num_workers` processes."""
+        """The same batches, made ahead by `num_workers` processes.
+
+        A small split is decoded once and kept, so this process makes its batches sooner than workers would start.
+        """
+        num_workers = 0 if self._pixels.are_kept else num_workers
         return _loader(self, range(len(self)), num_workers, pin_memory, prefetch_factor)
 
     def picture(self, number: int) -> np.ndarray:
         """Image `number` (of `num_rows`) as the model sees it, before normalisation: uint8 (H, W, 3)."""
-        pixels = self._pictures(np.array([number]))[0]
+        pixels = self._pictures(self._read(np.array([number])))[0]
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
 
-    def _pictures(self, chosen: np.ndarray) -> np.ndarray:
+    def _read(self, chosen: np.ndarray) -> EvalRows:
         rows = self._used[chosen]
-        pixels = self._pixels(rows)
+        return EvalRows(chosen, self._pixels(rows) if self._pixels.are_kept else self._rows.read(rows))
+
+    def _pictures(self, read: EvalRows) -> np.ndarray:
+        rows = self._used[read.chosen]
+        pixels = _as_pixels(read.images, rows, self._pixels)
         if self._corruption is None:
             return pixels
         name, severity, seed = self._corruption
@@ -240,11 +320,45 @@ class EvalBatches(Dataset[tuple[Tensor, Tensor]]):
         return np.stack([spoil(image, seed=own) for image, own in zip(pixels, seeds)])
 
 
-def _loader(batches: Dataset, steps: range, num_workers: int, pin_memory: bool, prefetch_factor: int) -> DataLoader:
+class _Ahead:
+    """What the steps are made from, in order, each read while the one before is handed out."""
+
+    def __init__(self, batches: Batches | EvalBatches, steps: range) -> None:
+        self._batches, self._steps = batches, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Any]:
+        read: Callable[[int], Any] = self._batches.reader().read
+        with ThreadPoolExecutor(1) as thread:
+            coming: Future | None = None
+            for step in self._steps:
+                ready, coming = coming, thread.submit(read, step)
+                if ready is not None:
+                    yield ready.result()
+            if coming is not None:
+                yield coming.result()
+
+
+class _Made(Dataset):
+    """In a worker: what was read, to a batch."""
+
+    def __init__(self, batches: Batches | EvalBatches) -> None:
+        self._batches = batches
+
+    def __getitem__(self, read: Any) -> Any:
+        return self._batches.made(read)
+
+
+def _loader(
+    batches: Batches | EvalBatches, steps: range, num_workers: int, pin_memory: bool, prefetch_factor: int
+) -> DataLoader:
+    sampler: Iterable = _Ahead(batches, steps) if num_workers else steps
     return DataLoader(
-        batches,
+        _Made(batches) if num_workers else batches,
         batch_size=None,
-        sampler=steps,
+        sampler=sampler,
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor if num_workers else None,
@@ -252,6 +366,11 @@ def _loader(batches: Dataset, steps: range, num_workers: int, pin_memory: bool, 
         multiprocessing_context="spawn" if num_workers else None,
         generator=torch.Generator(),  # else the loader draws a number from the global one
     )
+
+
+def _as_pixels(images: np.ndarray | list[bytes], rows: np.ndarray, pixels: Pixels) -> np.ndarray:
+    """uint8 (n, H, W, C) of rows that were read."""
+    return images if isinstance(images, np.ndarray) else pixels.decoded(rows, images)
 
 
 def _recolored(image: Image.Image, words: tuple[int, ...]) -> Image.Image:

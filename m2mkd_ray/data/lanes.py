@@ -8,6 +8,9 @@ from m2mkd_ray.errors import DataError
 
 _ORDER, _SUBSET = 1, 2
 """First words of the seeds, so that two uses never share their numbers."""
+_UNEVEN = 1.1
+"""By how much the largest lane may exceed the smallest: every batch takes as much of each, so as much more often
+would the smallest one's rows be seen."""
 
 
 class Lanes:
@@ -27,7 +30,7 @@ class Lanes:
                 f"{lanes} lanes need at least {lanes} row groups, but the split has {len(groups)}. "
                 "Set `lanes` lower, or import the data set again with smaller row groups (--rows-per-group)."
             )
-        self._groups = [groups[lane::lanes] for lane in range(lanes)]
+        self._groups = _dealt(groups, lanes)
         self.sizes = [sum(map(len, of_lane)) for of_lane in self._groups]
         """Rows of each lane."""
         self._window, self._seed = window, seed
@@ -59,6 +62,22 @@ class Lanes:
         order = rng.permutation(len(groups))
         windows = [order[start : start + self._window] for start in range(0, len(order), self._window)]
         return np.concatenate([rng.permutation(np.concatenate([groups[g] for g in window])) for window in windows])
+
+
+def _dealt(groups: Sequence[np.ndarray], lanes: int) -> list[list[np.ndarray]]:
+    """The row groups of each lane: l, l + lanes, ...; if that is too uneven, some are cut between two lanes."""
+    whole = [list(groups[lane::lanes]) for lane in range(lanes)]
+    sizes = [sum(map(len, of_lane)) for of_lane in whole]
+    if max(sizes) <= _UNEVEN * min(sizes):
+        return whole
+    in_order = [group for of_lane in whole for group in of_lane]
+    ends = np.cumsum([len(group) for group in in_order])
+    parts = np.array_split(np.concatenate(in_order), lanes)
+    starts = np.cumsum([0, *map(len, parts)])
+    return [
+        np.split(part, ends[(ends > start) & (ends < stop)] - start)
+        for part, start, stop in zip(parts, starts, starts[1:])
+    ]
 
 
 def balanced(labels: np.ndarray, max_rows: int, seed: int) -> np.ndarray:

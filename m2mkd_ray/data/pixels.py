@@ -2,7 +2,7 @@
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,25 +15,50 @@ UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.D
 """What Pillow raises for files that it cannot read."""
 SMALL = 256 * 2**20
 """Splits of up to this many bytes are kept in memory."""
+_DEEP = {"I": 65535, "F": 1}
+"""White of the modes of more than 8 bits: 16 bits in an integer, as Pillow reads PGM; a float as PFM has it."""
 
 
 def decode(image: bytes, name: str = "an image") -> Image.Image:
-    """The image in mode L (grey) or RGB; what is transparent becomes white.
+    """The image in mode L (grey) or RGB; what is transparent becomes white, more than 8 bits become 8.
 
     Raises:
-        DataError: Pillow cannot decode it; `name` says which it is.
+        DataError: Pillow cannot decode it, or it has pixels beyond white; `name` says which it is.
     """
     try:
         decoded = Image.open(io.BytesIO(image))
         decoded.load()
+        return grey_or_rgb(decoded)
     except UNDECODABLE as error:
         raise DataError(f"{name} cannot be decoded ({len(image)} bytes): {error}") from error
-    if decoded.mode in ("L", "RGB"):
-        return decoded
-    if decoded.mode in ("LA", "PA", "RGBA") or "transparency" in decoded.info:
-        rgba = decoded.convert("RGBA")
+
+
+def grey_or_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image in mode L or RGB, see `decode`.
+
+    Raises:
+        ValueError: it has pixels beyond white.
+    """
+    if image.mode.startswith(tuple(_DEEP)):
+        return _of_8_bits(image)
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return decoded.convert("L" if decoded.mode == "1" else "RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits or more (modes I;16, I, F), which Pillow's own conversion would cut off at 255."""
+    values, white = np.asarray(image), _DEEP[image.mode[0]]
+    if not (values.min() >= 0 and values.max() <= white):  # NaN is neither
+        raise ValueError(
+            f"mode {image.mode} with values from {values.min()} to {values.max()}, expected 0 (black) to {white} "
+            f"(white); store it with 8 bits a channel"
+        )
+    grey = np.rint(values * (255 / white)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
 
 
 class Pixels:
@@ -58,7 +83,8 @@ class Pixels:
         """
         self._rows, self._transform, self._used = rows, transform, used
         self._name = name
-        self._fits = len(used) * img_size * img_size * 3 <= small
+        self.are_kept = len(used) * img_size * img_size * 3 <= small
+        """Whether the split is small, so that all its rows are decoded when the first is asked for, and kept."""
         self._kept: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -66,17 +92,18 @@ class Pixels:
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """uint8 (len(indices), H, W, C)."""
-        if not self._fits:
-            return self._decoded(indices)
+        if not self.are_kept:
+            return self.decoded(indices, self._rows.read(indices))
         if self._kept is None:
-            self._kept = self._decoded(self._used)
+            self._kept = self.decoded(self._used, self._rows.read(self._used))
         return self._kept[np.searchsorted(self._used, indices)]
 
-    def _decoded(self, indices: np.ndarray) -> np.ndarray:
-        images = [
+    def decoded(self, indices: np.ndarray, images: Sequence[bytes]) -> np.ndarray:
+        """The same of rows that were read already: `images` are theirs, encoded."""
+        arrays = [
             self._transform(decode(image, f"Row {index} of split {self._name}")).permute(1, 2, 0).numpy()
-            for index, image in zip(indices, self._rows.read(indices))
+            for index, image in zip(indices, images, strict=True)
         ]
-        if self._fits and all(image.shape[-1] == 1 for image in images):
-            return np.stack(images)
-        return np.stack([np.broadcast_to(image, (*image.shape[:2], 3)) for image in images])
+        if self.are_kept and all(array.shape[-1] == 1 for array in arrays):
+            return np.stack(arrays)
+        return np.stack([np.broadcast_to(array, (*array.shape[:2], 3)) for array in arrays])

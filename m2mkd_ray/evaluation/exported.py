@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,11 +17,14 @@ from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data.augment import Augmentation, eval_transform, normalize
+from m2mkd_ray.data.pixels import decode
 from m2mkd_ray.errors import ArtifactError, DataError
 from m2mkd_ray.models import family
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+BATCH = 64
+"""Images that the model gets at once."""
 
 
 class ExportedConfig(BaseModel, frozen=True, extra="forbid"):
@@ -62,17 +64,9 @@ class Exported:
         Raises:
             DataError: files that are missing or no images; lists all of them.
         """
-        transform = eval_transform(self.config.blueprint.student.vit.img_size, self.config.augmentation)
-        pixels, problems = [], []
-        for image in images:
-            try:
-                with Image.open(image) as opened:
-                    pixels.append(np.asarray(transform(opened.convert("RGB"))).transpose(1, 2, 0))
-            except (OSError, Image.DecompressionBombError) as error:
-                problems.append(f"{image}: {error}")
-        if problems:
-            raise DataError("Cannot predict, not all files are images:\n" + "\n".join(f"  - {p}" for p in problems))
-        return normalize(np.stack(pixels), self.config.augmentation)
+        pixels, problems = self._read(images)
+        _require_none(problems)
+        return pixels
 
     def predict(self, images: Sequence[str | Path], top: int = 5) -> list[Prediction]:
         """The `top` most likely classes of each image file.
@@ -80,8 +74,34 @@ class Exported:
         Raises:
             DataError: files that are missing or no images; lists all of them.
         """
+        predictions: list[Prediction] = []
+        problems: list[str] = []
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
+            pixels, found = self._read(batch)
+            problems += found
+            if not problems:
+                predictions += self._predicted(batch, pixels, top)
+        _require_none(problems)
+        return predictions
+
+    def _read(self, images: Sequence[str | Path]) -> tuple[Tensor, list[str]]:
+        """Images (B, 3, H, W) of the files that can be read, and what is wrong with the others."""
+        size = self.config.blueprint.student.vit.img_size
+        transform = eval_transform(size, self.config.augmentation)
+        pixels, problems = [np.zeros((0, size, size, 3), np.uint8)], []
+        for image in images:
+            try:
+                decoded = decode(Path(image).read_bytes(), str(image))
+            except (OSError, DataError) as error:
+                problems.append(str(error))
+                continue
+            pixels.append(np.broadcast_to(transform(decoded).permute(1, 2, 0).numpy(), (1, size, size, 3)))
+        return normalize(np.concatenate(pixels), self.config.augmentation), problems
+
+    def _predicted(self, images: Sequence[str | Path], pixels: Tensor, top: int) -> list[Prediction]:
         with torch.inference_mode():
-            shares = self.model(self.read(images)).float().softmax(dim=-1)  # (B, K)
+            shares = self.model(pixels).float().softmax(dim=-1)  # (B, K)
         best = shares.topk(min(top, len(self.config.classes)), dim=-1)
         return [
             Prediction(
@@ -93,6 +113,11 @@ class Exported:
             )
             for image, indices, values in zip(images, best.indices, best.values, strict=True)
         ]
+
+
+def _require_none(problems: Sequence[str]) -> None:
+    if problems:
+        raise DataError("Cannot predict, not all files are images:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
 def load_export(folder: str | Path) -> Exported:

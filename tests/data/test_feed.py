@@ -1,5 +1,7 @@
 import io
+import pickle
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from m2mkd_ray.data import (
     find,
 )
 from m2mkd_ray.data.augment import IMAGENET, normalize
+from m2mkd_ray.data.feed import _Ahead
 from m2mkd_ray.errors import DataError, UsageError
 
 LIGHT = Augmentation(kind="light", shift=2, random_erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
@@ -123,6 +126,39 @@ def test_a_loader_gives_the_steps_in_order(make_dataset):
     assert all(equal(batch, batches[step]) for step, batch in enumerate(loaded, 5))
 
 
+LARGE = {"img_size": 1100, "batch_size": 2, "lanes": 1}
+"""A hundred images of that size are no small split."""
+
+
+@pytest.mark.parametrize(
+    "settings", [{"augmentation": IMAGENET}, {}, {"augmentation": Augmentation(kind="none"), **LARGE}]
+)
+def test_a_worker_gets_what_its_step_is_made_from_and_reads_nothing(settings, make_dataset):
+    folder = make_dataset(100)
+    batches = Batches(feed(**settings), folder)
+    expected, sent = batches[5], pickle.dumps((batches, batches.read(5)))
+    assert len(sent) < 100_000
+    shutil.rmtree(folder.path)
+    in_worker, read = pickle.loads(sent)
+    assert equal(in_worker.made(read), expected)
+
+
+def test_what_is_read_ahead_of_workers_is_what_the_steps_are_made_from(make_dataset):
+    batches = Batches(feed(IMAGENET), make_dataset(100))
+    ahead = _Ahead(batches, range(3, 9))
+    assert len(ahead) == 6
+    for step, read in enumerate(ahead, 3):
+        assert equal(batches.made(read), batches[step])
+
+
+def test_images_that_cannot_be_read_ahead_end_the_reading(make_dataset):
+    folder = make_dataset(100)
+    batches = Batches(feed(IMAGENET), folder)
+    shutil.rmtree(folder.path)
+    with pytest.raises(DataError, match="cannot be read"):
+        list(_Ahead(batches, range(3)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["light", "timm"])
 def test_worker_processes_change_nothing(kind, make_dataset):
@@ -183,6 +219,18 @@ def test_evaluation_through_a_loader_is_the_same(make_dataset):
     for (images, labels), (same, same_labels) in zip(batches, batches.loader(), strict=True):
         assert torch.equal(images, same)
         assert torch.equal(labels, same_labels)
+
+
+def test_small_splits_are_evaluated_in_this_process_and_large_ones_by_workers(make_dataset):
+    folder = make_dataset(100)
+    assert evaluation(folder).loader(num_workers=2).num_workers == 0
+    large = evaluation(folder, img_size=1100, batch_size=2, corruption=("contrast", 3, 1))
+    assert large.loader(num_workers=2).num_workers == 2
+    (images, labels), sent = large[7], pickle.dumps((large, large.read(7)))
+    shutil.rmtree(folder.path)
+    in_worker, read = pickle.loads(sent)
+    assert torch.equal(in_worker.made(read)[0], images)
+    assert torch.equal(in_worker.made(read)[1], labels)
 
 
 def test_corrupted_evaluation_spoils_every_picture_by_a_seed_of_its_own(make_dataset):

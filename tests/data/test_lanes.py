@@ -7,17 +7,19 @@ from m2mkd_ray.data.lanes import Lanes, balanced
 from m2mkd_ray.errors import DataError
 
 
-def groups(num_groups, size):
-    return [np.arange(i * size, (i + 1) * size) for i in range(num_groups)]
+def groups(num_groups, size, last=None):
+    ends = [*range(size, num_groups * size, size), (num_groups - 1) * size + (last or size)]
+    return np.split(np.arange(ends[-1]), ends[:-1])
 
 
 @pytest.mark.parametrize("window", [1, 3, 16])
 @pytest.mark.parametrize("lanes", [1, 2, 5])
 def test_every_row_comes_exactly_once_in_each_epoch_of_its_lane(lanes, window):
-    some = Lanes(groups(11, 7), lanes, window, seed=3)
+    nearly_even = groups(20, 7, last=5)
+    some = Lanes(nearly_even, lanes, window, seed=3)
     for lane in range(lanes):
         rows, epochs = some.take(lane, 0, 3 * some.sizes[lane])
-        mine = [row for group in groups(11, 7)[lane::lanes] for row in group]
+        mine = [row for group in nearly_even[lane::lanes] for row in group]
         for epoch in range(3):
             assert sorted(rows[epochs == epoch]) == mine
 
@@ -26,6 +28,27 @@ def test_lanes_share_all_rows_and_no_row_is_in_two():
     some = Lanes(groups(11, 7), 3, 2, seed=0)
     rows = [row for lane in range(3) for row in some.take(lane, 0, some.sizes[lane])[0]]
     assert Counter(rows) == Counter(range(77))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lanes"), [((2, 256, 44), 2), ((3, 5, None), 2), ((11, 7, 3), 5), ((9, 4, None), 8)]
+)
+def test_all_rows_are_seen_as_often_even_if_the_row_groups_cannot_be_dealt_evenly(sizes, lanes):
+    num_rows = sum(map(len, groups(*sizes)))
+    some = Lanes(groups(*sizes), lanes, 2, seed=0)
+    assert max(some.sizes) - min(some.sizes) <= 1
+    rows = [row for lane in range(lanes) for row in some.take(lane, 0, some.sizes[lane])[0]]
+    assert sorted(rows) == list(range(num_rows))
+
+
+def test_no_more_row_groups_are_cut_than_there_are_seams_between_lanes():
+    some = Lanes(groups(11, 7), 4, 11, seed=0)
+    owners = [{row // 7 for row in some.take(lane, 0, some.sizes[lane])[0]} for lane in range(4)]
+    assert sum(map(len, owners)) <= 11 + 3
+
+
+def test_the_shipped_images_are_dealt_whole_as_they_are_only_nearly_even():
+    assert Lanes(groups(32, 256, last=64), 2, 16, seed=0).sizes == [4096, 3904]
 
 
 def test_a_piece_of_the_stream_does_not_depend_on_where_reading_begins():

@@ -36,6 +36,74 @@ def test_what_is_transparent_becomes_white():
     assert np.asarray(decode(encoded(image))).tolist() == [[[255, 0, 0], [255, 255, 255]]]
 
 
+GREYS = [0.0, 0.25, 0.5, 1.0]
+"""Shares of white."""
+
+
+def of_greys(mode, white):
+    return Image.fromarray((np.array([GREYS]) * white).astype({"I;16": "<u2", "I": "<i4", "F": "<f4"}[mode]))
+
+
+@pytest.mark.parametrize(
+    ("image", "form"),
+    [
+        (of_greys("I;16", 65535), "PNG"),
+        (of_greys("I;16", 65535), "TIFF"),
+        (of_greys("I", 65535), "TIFF"),
+        (of_greys("F", 1), "TIFF"),
+    ],
+    ids=["I;16-png", "I;16-tiff", "I", "F"],
+)
+def test_more_than_8_bits_become_8(image, form):
+    file = io.BytesIO()
+    image.save(file, form)
+    decoded = decode(file.getvalue())
+    assert decoded.mode == "L"
+    assert np.asarray(decoded).ravel().tolist() == pytest.approx([255 * grey for grey in GREYS], abs=1)
+
+
+@pytest.mark.parametrize("values", [[0.0, 200.0], [-1.0, 1.0], [float("nan"), 0.0]])
+def test_numbers_without_a_known_white_are_refused(values):
+    file = io.BytesIO()
+    Image.fromarray(np.array([values], np.float32)).save(file, "TIFF")
+    with pytest.raises(DataError, match=r"Row 7 cannot be decoded .*mode F with values from"):
+        decode(file.getvalue(), "Row 7")
+
+
+def transparent(image, transparency):
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=transparency)
+    return file.getvalue()
+
+
+def in_palette(places, *colours):
+    image = Image.fromarray(np.array(places, np.uint8)).convert("P")
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        transparent(Image.fromarray(np.array([[0, 60]], np.uint8)), 0),
+        transparent(Image.fromarray(np.array([[0, 60 * 257]], np.uint16)), 0),
+        transparent(Image.fromarray(np.array([[[0, 0, 0], [60, 60, 60]]], np.uint8)), (0, 0, 0)),
+        transparent(in_palette([[0, 1]], (9, 0, 0), (60, 60, 60)), b"\x00\xff"),
+        encoded(Image.fromarray(np.array([[[0, 0], [60, 255]]], np.uint8), "LA")),
+    ],
+    ids=["L", "I;16", "RGB", "P", "LA"],
+)
+def test_every_kind_of_transparency_becomes_white(content):
+    pixels = np.asarray(decode(content).convert("RGB"))[0].tolist()
+    assert sorted(pixels) == [[60, 60, 60], [255, 255, 255]]
+
+
+def test_inks_become_light():
+    file = io.BytesIO()
+    Image.new("CMYK", (1, 1), (0, 255, 255, 0)).save(file, "TIFF")
+    assert np.asarray(decode(file.getvalue())).tolist() == [[[255, 0, 0]]]
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", encoded(Image.new("RGB", (64, 64)))[:60]])
 def test_what_cannot_be_decoded_is_named(content):
     with pytest.raises(DataError, match="Row 7 cannot be decoded"):

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -82,6 +83,24 @@ def test_files_are_predicted_as_the_evaluation_predicts_their_rows(
         assert [share for _, share in prediction.classes] == pytest.approx(shares[best], rel=1e-4)
 
 
+def test_transparent_and_deep_images_are_read_as_in_training(export: Path, tmp_path: Path) -> None:
+    clear, deep = tmp_path / "clear.png", tmp_path / "deep.png"
+    Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(clear)
+    Image.fromarray(np.full((28, 28), 32768, np.uint16)).save(deep)
+    grey = load_export(export).read([clear, deep]) * 0.353 + 0.286
+    assert grey[0].unique().tolist() == pytest.approx([1.0])
+    assert grey[1].unique().tolist() == pytest.approx([0.5], abs=0.01)
+
+
+def test_many_files_are_predicted_some_at_a_time(export: Path, images: list[Path]) -> None:
+    loaded, seen = load_export(export), []
+    loaded.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    predictions = loaded.predict(images * 11)
+    assert seen == [64, 64, 4]
+    assert [p.image for p in predictions] == [str(file) for file in images] * 11
+    assert [name for name, _ in predictions[-1].classes] == [name for name, _ in predictions[11].classes]
+
+
 def test_no_more_classes_are_told_than_there_are(export: Path, images: list[Path]) -> None:
     (prediction,) = load_export(export).predict(images[:1], top=99)
     assert len(prediction.classes) == 10
@@ -93,7 +112,7 @@ def test_all_files_that_are_no_images_are_listed(export: Path, images: list[Path
     (tmp_path / "half.png").write_bytes(images[0].read_bytes()[:100])
     bad = [tmp_path / "words.png", tmp_path / "half.png", tmp_path / "gone.png"]
     with pytest.raises(DataError) as error:
-        load_export(export).predict([images[0], *bad])
+        load_export(export).predict([images[0], *bad[:2], *images * 8, bad[2]])
     told = str(error.value).splitlines()
     assert len(told) == 4
     assert all(str(file) in line for file, line in zip(bad, told[1:]))

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from m2mkd_ray.data.importers.source import Sample, Source, SplitSource
 from m2mkd_ray.data.index import INDEX, JOURNAL, DatasetFolder, Index, Split
-from m2mkd_ray.data.pixels import UNDECODABLE
+from m2mkd_ray.data.pixels import UNDECODABLE, grey_or_rgb
 from m2mkd_ray.data.shards import Row, Shard, ShardWriter
 from m2mkd_ray.errors import DataError
 
@@ -248,6 +248,7 @@ def checked(sample: Sample, num_classes: int) -> Row:
         # An eighth of the size: all bytes of a JPEG are read (a truncated one is found), a third of the time.
         decoded.draft("RGB", (max(1, decoded.width // 8), max(1, decoded.height // 8)))
         decoded.load()
+        grey_or_rgb(decoded)
     except UNDECODABLE as error:
         kind = "missing image" if isinstance(error, FileNotFoundError) else "undecodable image"
         raise Bad(kind, f"{sample.path}: {error}") from error
