@@ -114,6 +114,24 @@ def test_a_second_run_runs_nothing_and_tells_the_same(ran, tiny, m2mkd):
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], 1800), (["--stall-timeout", "90"], 90), (["--stall-timeout", "0"], None)]
+)
+def test_the_stall_timeout_reaches_the_executor(options, expected, ran, tiny, m2mkd, monkeypatch):
+    from m2mkd_ray import execution
+
+    given = []
+
+    def execute(*arguments, **options):
+        given.append(options["stall_timeout_s"])
+        return really_execute(*arguments, **options)
+
+    really_execute = execution.execute
+    monkeypatch.setattr(execution, "execute", execute)
+    assert m2mkd("run", tiny, "--store", ran, *options).code == 0
+    assert given == [expected]
+
+
 def test_an_export_predicts(ran, tiny, m2mkd, tmp_path):
     from m2mkd_ray.data import find
 

@@ -54,10 +54,11 @@ class StoreCheckpoints:
         return None
 
     def save(self, step: int, files: Path) -> None:
-        """Keep the files in the folder `files` (they are moved) as the checkpoint of `step`; all but two go."""
+        """Keep the folder `files` (it is moved) as the checkpoint of `step`; all but two go."""
         name = f"{step:012d}"
         prepared = self._folders.scratch(os.path.dirname(self._path))
         shutil.copytree(files, prepared, dirs_exist_ok=True, copy_function=shutil.move)
+        shutil.rmtree(files)  # its folders, empty by now
         listing = {file: digest.as_json() for file, digest in digests(prepared, skip=[_MANIFEST]).items()}
         content = {"step": step, "id": uuid.uuid4().hex, "files": listing}
         (prepared / _MANIFEST).write_text(json.dumps(content), encoding="utf-8")

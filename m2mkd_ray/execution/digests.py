@@ -22,6 +22,7 @@ class FileDigest:
     sha256: str
 
     def as_json(self) -> dict[str, Any]:
+        """As JSON values by name."""
         return asdict(self)
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import FrameType
 
-from m2mkd_ray.errors import ArtifactError, LockedError, UsageError
+from m2mkd_ray.errors import ArtifactError, LockedError, StoreError, UsageError
 from m2mkd_ray.execution import failures
 from m2mkd_ray.execution.events import (
     Event,
@@ -68,7 +68,8 @@ def execute(
         until: names of the stages to end with; None: all.
         on_event: called in this thread for whatever happens.
         verify: compare the contents of all complete artifacts with their hashes first, not only their sizes.
-        stall_timeout_s: kill and retry a stage that reports nothing for so long; None: never.
+        stall_timeout_s: kill and retry a stage that has reported in this attempt, and then for so long no more;
+            None: never. Before its first report and after its last step a stage has as long as it needs.
         decide: what to do about a failure.
 
     Returns:
@@ -127,8 +128,9 @@ class _Run:
     started: float | None = None
     """Monotonic time at which a worker took it up; None while it waits for one."""
     progress: Progress | None = None
-    changed: float = 0.0
-    """Monotonic time at which it last said something."""
+    """What it last said; before this attempt's first report, what an earlier one left."""
+    changed: float | None = None
+    """Monotonic time at which this attempt last said something; None before its first report."""
     end: Event | None = None
 
 
@@ -168,7 +170,17 @@ class _Executor:
                 self._locks.release([run.stage.address])
             else:
                 self._clear(run.stage)
+        self._sweep()
         self._cost = self._store.seconds(run.stage.name for run in self._in_state(_State.WAITING))
+
+    def _sweep(self) -> None:
+        """Delete unfinished work of complete stages, which a kill in a commit leaves."""
+        complete = {run.stage.address for run in self._in_state(_State.COMPLETE)}
+        for address in complete.intersection(self._store.unfinished()):
+            try:
+                self._store.forget_unfinished(address)
+            except OSError as error:  # another user's, perhaps; it hinders nobody
+                logger.warning("The unfinished work of %s, which is complete, stays: %s", address, error)
 
     def _reuse(self, run: _Run, verify: bool) -> bool:
         status = self._store.status(run.stage.address, verify=verify)
@@ -182,6 +194,8 @@ class _Executor:
         status = self._store.status(stage.address, verify=True)
         if status.state == "spoilt":
             self._store.quarantine(stage.address, "; ".join(status.problems))
+        elif status.state != "complete" and self._store.folders.names(stage.address):
+            self._store.quarantine(stage.address, "it has no manifest")
 
     # The loop
 
@@ -210,7 +224,8 @@ class _Executor:
         """Submit everything ready at once, longest first: what has no room yet is what an autoscaler sees."""
         ready = [run for run in self._in_state(_State.WAITING) if self._is_ready(run)]
         for run in sorted(ready, key=lambda run: -self._cost.get(run.stage.name, 0.0)):
-            run.state, run.started, run.progress = _State.RUNNING, None, None
+            run.state, run.started, run.changed = _State.RUNNING, None, None
+            run.progress = self._store.progress(run.stage.address)
             self._store.forget_scratch(run.stage.address)
             self._launcher.submit(job(run.stage), self._store)
 
@@ -222,7 +237,7 @@ class _Executor:
         run = self._runs[report.address]
         match report:
             case Started(where=where):
-                run.where, run.started, run.changed = where, time.monotonic(), time.monotonic()
+                run.where, run.started = where, time.monotonic()
                 step = self._store.checkpoints(run.stage.address).newest_step()
                 goes_on = "" if step is None else f", goes on from its checkpoint of step {step}"
                 logger.info("%s started on %s (pid %s)%s", run.stage.address, where["host"], where["pid"], goes_on)
@@ -233,7 +248,7 @@ class _Executor:
                 self._end(run, _State.COMPLETE, StageEnded(run.stage, seconds, metrics, run.where))
                 self._locks.release([run.stage.address])
             case Failed():
-                self._store.end_attempt(run.stage.address, report.kind, report.message)
+                self._end_attempt(run, report.kind, report.message)
                 if not (isinstance(report.error, ArtifactError) and self._repair(run)):
                     self._judge(run, report)
 
@@ -298,7 +313,7 @@ class _Executor:
             if progress is not None and progress != run.progress:
                 run.progress, run.changed = progress, time.monotonic()
                 self._on_event(StageProgress(run.stage, progress))
-            elif self._stall_timeout_s is not None and time.monotonic() - run.changed > self._stall_timeout_s:
+            elif self._stall_timeout_s is not None and _silence_s(run) > self._stall_timeout_s:
                 self._launcher.kill(run.stage.address)
                 message = f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s"
                 self._handle(Failed(run.stage.address, Kind.STALLED, message))
@@ -311,7 +326,10 @@ class _Executor:
         for run in running:
             self._launcher.kill(run.stage.address)
         for run in running:
-            self._store.end_attempt(run.stage.address, "INTERRUPTED")
+            try:
+                self._end_attempt(run, "INTERRUPTED")
+            except (StoreError, OSError) as error:  # it must not hide what ended the run
+                logger.warning("The end of %s was not written down: %s", run.stage.address, error)
 
     def outcome(self) -> Outcome:
         """How every stage ended."""
@@ -322,12 +340,24 @@ class _Executor:
             skipped=tuple(end for end in ends if isinstance(end, StageSkipped)),
         )
 
+    def _end_attempt(self, run: _Run, outcome: str, message: str = "") -> None:
+        """Say how an attempt ended, unless another driver took its stage over: the open attempt is that one's."""
+        if self._locks.holds(run.stage.address):
+            self._store.end_attempt(run.stage.address, outcome, message)
+
     def _end(self, run: _Run, state: _State, event: Event) -> None:
         run.state, run.end = state, event
         self._on_event(event)
 
     def _in_state(self, state: _State) -> list[_Run]:
         return [run for run in self._runs.values() if run.state is state]
+
+
+def _silence_s(run: _Run) -> float:
+    """Seconds since a stage's last report; 0 where none is due: before the first, and after the last step."""
+    if run.changed is None or run.progress is None or run.progress.step >= run.progress.total_steps:
+        return 0.0
+    return time.monotonic() - run.changed
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Kind(StrEnum):
     LOST = "LOST"
     """Its process or machine died without a word."""
     STALLED = "STALLED"
-    """It reported nothing for too long and was killed."""
+    """It had reported, then reported nothing for too long, and was killed."""
     RAISED = "RAISED"
     """It raised an exception."""
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
@@ -53,7 +53,8 @@ _LONGEST_DELAY_S = 30.0
 
 _ADVICE = {
     Kind.LOST: "look for the reason in the logs of the machine (out of memory? a crash in a library?)",
-    Kind.STALLED: "look at what it waits for (`py-spy dump --pid`), or raise the limit if its steps are that slow",
+    Kind.STALLED: "look at what it waits for (`py-spy dump --pid`), or raise the limit "
+    "(`m2mkd run --stall-timeout SECONDS`, 0: none) if it is that slow",
     Kind.RAISED: "the same input raises again, so it was not retried",
     Kind.OUT_OF_MEMORY: "lower `micro_batch` (the batch, and so the result, stays the same), "
     "or give the stage a larger device",

@@ -80,6 +80,8 @@ def why(error: OSError, root: str) -> str:
             found = f"this user may not write at {where}; change its owner or choose another folder"
         case errno.EROFS:
             found = f"the file system of {where} is read-only; choose another folder"
+        case errno.ENOENT:
+            found = f"no folder can be made at {where}; choose another folder"
         case errno.ENOSPC | errno.EDQUOT:
             found = f"no space is left at {where}; free some or choose another folder"
         case _:
@@ -96,12 +98,14 @@ class LocalFolders:
         self.root = root
 
     def read(self, path: str) -> bytes | None:
+        """See `Folders`."""
         try:
             return (self.root / path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, path: str, data: bytes) -> None:
+        """See `Folders`."""
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
@@ -113,6 +117,7 @@ class LocalFolders:
             raise
 
     def create(self, path: str, data: bytes) -> bool:
+        """See `Folders`."""
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
@@ -129,21 +134,28 @@ class LocalFolders:
             temporary.unlink()
 
     def sizes(self, path: str) -> dict[str, int]:
+        """See `Folders`."""
         folder = self.root / path
         return {
             file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()
         }
 
     def names(self, path: str) -> list[str]:
+        """See `Folders`."""
         folder = self.root / path
         return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
     def fetch(self, path: str, files: Iterable[str], version: str) -> Path:
+        """See `Folders`."""
         return self.root / path
 
     def put(self, source: Path, path: str, last: str) -> bool:
+        """See `Folders`."""
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
+        # After a power cut a rename may be there without the contents. Of the other files sizes and hashes tell.
+        _sync(source / last)
+        _sync(source)
         try:
             source.rename(target)
         except OSError as error:
@@ -154,13 +166,16 @@ class LocalFolders:
             # A folder without its last file is not ours to trust: out of the way, then ours.
             shutil.rmtree(target)
             source.rename(target)
+        _sync(target.parent)
         return True
 
     def move(self, path: str, target: str) -> None:
+        """See `Folders`."""
         (self.root / target).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).rename(self.root / target)
 
     def delete(self, path: str) -> None:
+        """See `Folders`."""
         target = self.root / path
         if target.is_dir():
             # Renamed first: a folder that is half deleted must not be taken for the folder.
@@ -174,6 +189,7 @@ class LocalFolders:
             target.unlink(missing_ok=True)
 
     def scratch(self, path: str) -> Path:
+        """See `Folders`."""
         parent = self.root / path
         parent.mkdir(parents=True, exist_ok=True)
         folder = parent / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex[:8]}"  # mkdtemp's would be for this user only
@@ -181,10 +197,24 @@ class LocalFolders:
         return folder
 
     def where(self, path: str) -> str:
+        """See `Folders`."""
         return str(self.root / path)
 
     def free_bytes(self) -> int | None:
+        """See `Folders`."""
         return shutil.disk_usage(self.root).free
+
+
+def _sync(path: Path) -> None:
+    """Have a file or a folder's entries on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _create_exclusively(target: Path, data: bytes) -> bool:
@@ -209,6 +239,7 @@ class RemoteFolders:
         self.cache = cache / hashlib.sha256(f"{filesystem.type_name}:{self.root}".encode()).hexdigest()[:12]
 
     def read(self, path: str) -> bytes | None:
+        """See `Folders`."""
         try:
             with self.filesystem.open_input_stream(self._at(path)) as stream:
                 return stream.read()
@@ -216,6 +247,7 @@ class RemoteFolders:
             return None
 
     def write(self, path: str, data: bytes) -> None:
+        """See `Folders`."""
         # An object appears whole when its stream is closed. File systems that are not object stores
         # may show part of it: readers of JSON here take what cannot be parsed for absent.
         self._make_parent(path)
@@ -223,6 +255,7 @@ class RemoteFolders:
             stream.write(data)
 
     def create(self, path: str, data: bytes) -> bool:
+        """See `Folders`."""
         # pyarrow has no exclusive creation: look, write, and look who was last.
         if self.read(path) is not None:
             return False
@@ -230,15 +263,18 @@ class RemoteFolders:
         return self.read(path) == data
 
     def sizes(self, path: str) -> dict[str, int]:
+        """See `Folders`."""
         base = self._at(path)
         found = self.filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
         return {self._below(info.path, base): info.size for info in found if info.type == fs.FileType.File}
 
     def names(self, path: str) -> list[str]:
+        """See `Folders`."""
         found = self.filesystem.get_file_info(fs.FileSelector(self._at(path), allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def fetch(self, path: str, files: Iterable[str], version: str) -> Path:
+        """See `Folders`."""
         target = self.cache / f"{path}@{version}"
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -260,6 +296,7 @@ class RemoteFolders:
         return target
 
     def put(self, source: Path, path: str, last: str) -> bool:
+        """See `Folders`."""
         if self.read(f"{path}/{last}") is not None:
             return False
         self.delete(path)
@@ -275,6 +312,7 @@ class RemoteFolders:
         return True
 
     def move(self, path: str, target: str) -> None:
+        """See `Folders`."""
         # Object stores move nothing. The manifest goes first: from then on it is no artifact.
         if self.filesystem.get_file_info(self._at(path)).type != fs.FileType.Directory:
             self._make_parent(target)
@@ -289,20 +327,27 @@ class RemoteFolders:
         self.delete(path)
 
     def delete(self, path: str) -> None:
+        """See `Folders`."""
         info = self.filesystem.get_file_info(self._at(path))
-        if info.type == fs.FileType.Directory:
-            self.filesystem.delete_dir(self._at(path))
-        elif info.type == fs.FileType.File:
-            self.filesystem.delete_file(self._at(path))
+        try:
+            if info.type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self._at(path))
+            elif info.type == fs.FileType.File:
+                self.filesystem.delete_file(self._at(path))
+        except FileNotFoundError:
+            return  # someone else was faster
 
     def scratch(self, path: str) -> Path:
+        """See `Folders`."""
         self.cache.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=self.cache))
 
     def where(self, path: str) -> str:
+        """See `Folders`."""
         return f"{self.base}/{path}"
 
     def free_bytes(self) -> int | None:
+        """See `Folders`."""
         return None
 
     def _at(self, path: str) -> str:

@@ -101,6 +101,7 @@ class LocalLauncher:
         self._next: tuple[Job, Store] | None = None
 
     def submit(self, job: Job, store: Store) -> None:
+        """See `Launcher`."""
         self._waiting.append((job, store))
 
     def poll(self, timeout_s: float) -> list[Report]:
@@ -117,13 +118,16 @@ class LocalLauncher:
             return [raised(job.address, error)]
 
     def kill(self, address: str) -> None:
+        """See `Launcher`."""
         self._waiting = deque(entry for entry in self._waiting if entry[0].address != address)
         if self._next is not None and self._next[0].address == address:
             self._next = None
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
+        """See `Launcher`."""
         return []
 
     def close(self) -> None:
+        """See `Launcher`."""
         self._waiting.clear()
         self._next = None

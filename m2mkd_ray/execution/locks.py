@@ -88,7 +88,10 @@ class Locks:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.release(list(self._held))
+        try:
+            self.release(list(self._held))
+        except OSError as problem:  # it must not hide what ended the block
+            logger.warning("Locks could not be given back (%s); they are stale once this process is gone", problem)
 
     def acquire(self, addresses: Iterable[str]) -> None:
         """Take the locks of all addresses, or of none.
@@ -112,6 +115,12 @@ class Locks:
                 owner = _read(self._store, address)
                 if self._held.pop(address, None) is not None and owner is not None and owner.driver == self._driver:
                     self._store.folders.delete(_path(address))
+
+    def holds(self, address: str) -> bool:
+        """Whether a lock is this driver's, as the store says now: a heartbeat may not have noticed yet."""
+        with self._guard:
+            owner = _read(self._store, address)
+            return address in self._held and owner is not None and owner.driver == self._driver
 
     def check(self) -> None:
         """Make sure that nobody took a lock over while this driver could not say that it lives.

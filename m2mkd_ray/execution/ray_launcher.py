@@ -35,6 +35,9 @@ _OBJECT_STORE_BYTES = 200_000_000
 """Of a local Ray. Stages exchange files, not objects; Ray's own default is 30 % of the memory."""
 _PROBE_TIMEOUT_S = 120.0
 _CONNECT_TIMEOUT_S = 10.0
+_SETTINGS = 4
+_NO_SETTINGS = bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+"""An HTTP/2 frame: length (3 bytes), type, flags, stream (4 bytes)."""
 _RAISED = (
     ray.exceptions.RayTaskError,
     ray.exceptions.RuntimeEnvSetupError,
@@ -198,10 +201,34 @@ class RayLauncher:
 
 
 def _reach(address: str | None) -> None:
-    """Knock at `host:port` first: where nobody listens, Ray 2.60 tries for more than a minute and then aborts."""
+    """Knock at `host:port` first: where no Ray listens, Ray 2.60 tries for more than a minute and then aborts.
+
+    Raises:
+        OSError: nobody listens there, or something that does not speak gRPC as Ray does.
+    """
     host, _, port = (address or "").rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    if not (host and port.isdigit()):
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") in ("0", "false"):  # with TLS the first words are other ones
+            _greet(connection)
+
+
+def _greet(connection: socket.socket) -> None:
+    """Begin HTTP/2, which carries gRPC: a server's first frame is its SETTINGS (RFC 9113, 3.4)."""
+    advice = (
+        "something else listens there. Ray's own port is 6379 unless `ray start --port` says another one "
+        "(`ray://`: 10001); 8265 is its dashboard's"
+    )
+    frame = b""
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _NO_SETTINGS)
+        while len(frame) < len(_NO_SETTINGS) and (part := connection.recv(len(_NO_SETTINGS) - len(frame))):
+            frame += part
+    except OSError as error:
+        raise ConnectionError(advice) from error
+    if len(frame) < len(_NO_SETTINGS) or frame[3] != _SETTINGS:
+        raise ConnectionError(advice)
 
 
 def failed(address: str, error: ray.exceptions.RayError) -> Failed:

@@ -19,6 +19,7 @@ hidden state in actors (they die). Nothing here is a pickle.
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -42,6 +43,7 @@ from m2mkd_ray.execution.stage import Metrics
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
 _ADDRESS = re.compile(r"(?P<name>.+)-(?P<key>[0-9a-f]{12})")
 _MINIMUM_FREE_BYTES = 64 * 1024 * 1024
 
@@ -64,7 +66,8 @@ class Status:
     """What the store holds at an address."""
 
     state: Literal["complete", "spoilt", "partial", "absent"]
-    """spoilt: there is a manifest, but files are missing or changed. partial: an unfinished run can go on."""
+    """spoilt: there is a manifest, but it cannot be read, or files are missing or changed. partial: an unfinished
+    run can go on."""
     manifest: Mapping[str, Any] | None = None
     progress: Progress | None = None
     problems: tuple[str, ...] = ()
@@ -109,15 +112,15 @@ class Store:
     def status(self, address: str, verify: bool = False) -> Status:
         """What there is at an address. Sizes are always compared; with `verify`, contents too."""
         manifest = self._read_json(f"{address}/{MANIFEST}")
+        if manifest is None and MANIFEST in self.folders.names(address):
+            return Status("spoilt", problems=(f"{MANIFEST} cannot be read",))
         if manifest is None:
             progress = self.progress(address)
             begun = progress is not None or bool(self.folders.names(f"{partial(address)}/checkpoint"))
             return Status("partial" if begun else "absent", progress=progress)
         problems = wrong_sizes(from_json(manifest["files"]), self.folders.sizes(address))
         if verify and not problems:
-            if not self.is_local:
-                shutil.rmtree(self._fetch(address, manifest))  # what the store has counts, not an earlier copy
-            problems = wrong_contents(from_json(manifest["files"]), self._fetch(address, manifest))
+            problems = self._wrong_contents_now(address, manifest)
         return Status("spoilt" if problems else "complete", manifest, problems=tuple(problems))
 
     def manifest(self, address: str) -> Mapping[str, Any]:
@@ -129,8 +132,8 @@ class Store:
         manifest = self._read_json(f"{address}/{MANIFEST}")
         if manifest is None:
             raise ArtifactError(
-                f"Artifact `{address}` is not complete in the store `{self.root}`: it has no manifest. "
-                f"Run its recipe again."
+                f"Artifact `{address}` is not complete in the store `{self.root}`: it has no manifest, or "
+                f"its manifest cannot be read. Run its recipe again."
             )
         return manifest
 
@@ -141,17 +144,17 @@ class Store:
             ArtifactError: it is not complete, or a file is missing or changed.
         """
         manifest = self.manifest(address)
+        files = from_json(manifest["files"])
+        if problems := wrong_sizes(files, self.folders.sizes(address)):
+            raise self._spoilt(address, problems)  # before anything is copied that is not there
         folder = self._fetch(address, manifest)
-        problems = wrong_contents(from_json(manifest["files"]), folder)
+        problems = wrong_contents(files, folder)
         if problems and not self.is_local:
             shutil.rmtree(folder)  # perhaps only the copy on this node is spoilt
             folder = self._fetch(address, manifest)
-            problems = wrong_contents(from_json(manifest["files"]), folder)
+            problems = wrong_contents(files, folder)
         if problems:
-            raise ArtifactError(
-                f"Artifact `{address}` in the store `{self.root}` is spoilt: {'; '.join(problems)}. "
-                f"Run its recipe again: the artifact will be put in quarantine and made anew."
-            )
+            raise self._spoilt(address, problems)
         return folder
 
     def progress(self, address: str) -> Progress | None:
@@ -171,6 +174,10 @@ class Store:
             if match := _ADDRESS.fullmatch(entry):
                 by_name.setdefault(match["name"], []).append(entry)
         return by_name
+
+    def unfinished(self) -> list[str]:
+        """The addresses at which unfinished work lies."""
+        return self.folders.names(_PARTIAL)
 
     def seconds(self, names: Iterable[str]) -> dict[str, float]:
         """How long stages of these names took, the longest artifact of each counting; unknown ones left out."""
@@ -222,8 +229,16 @@ class Store:
             The metrics of the artifact that is now there.
 
         Raises:
-            StoreError: the store cannot be written; the prepared folder is left.
+            StoreError: the store cannot be written, or the manifest holds a NaN or an infinity, which JSON has not;
+                the prepared folder is left.
+            ArtifactError: the manifest that is now there cannot be read; the unfinished work is left.
         """
+        # A result that is no number is no result: null would only fail later, where it is read.
+        if problems := _not_finite(manifest):
+            raise StoreError(
+                f"Artifact `{address}` was not committed, as what it measured is not finite: {'; '.join(problems)}. "
+                f"Look for what its stage divides by or takes the mean of; its checkpoints are kept."
+            )
         try:
             if self._read_json(f"{address}/{MANIFEST}") is None:
                 files = {name: digest.as_json() for name, digest in digests(prepared, skip=[MANIFEST]).items()}
@@ -231,10 +246,11 @@ class Store:
                 self.folders.put(prepared, address, last=MANIFEST)  # unless another one came in between
             else:
                 logger.warning("Artifact %s was complete before this worker was done; the first one stays", address)
+            metrics = self.manifest(address)["metrics"]  # read back, before checkpoints go
             self.folders.delete(partial(address))
         except OSError as error:
             raise StoreError(f"{why(error, self.root)} Artifact `{address}` was not committed.") from error
-        return self.manifest(address)["metrics"]
+        return metrics
 
     def quarantine(self, address: str, reason: str) -> None:
         """Move an artifact out of the way, so that it is made anew."""
@@ -247,6 +263,10 @@ class Store:
         for entry in self.folders.names(partial(address)):
             if entry.startswith("out-"):
                 self.folders.delete(f"{partial(address)}/{entry}")
+
+    def forget_unfinished(self, address: str) -> None:
+        """Delete the unfinished work of a complete artifact, left by a kill between the last two lines of a commit."""
+        self.folders.delete(partial(address))
 
     def drop(self, address: str) -> None:
         """Delete an artifact and its unfinished work."""
@@ -278,6 +298,23 @@ class Store:
     def _fetch(self, address: str, manifest: Mapping[str, Any]) -> Path:
         return self.folders.fetch(address, manifest["files"], version=str(manifest["ended"]).replace(":", ""))
 
+    def _wrong_contents_now(self, address: str, manifest: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the files that the store has, whatever copy of them this node has."""
+        files = from_json(manifest["files"])
+        if self.is_local:
+            return wrong_contents(files, self._fetch(address, manifest))
+        copy = self.folders.fetch(address, files, version=f"verified-{uuid.uuid4().hex[:8]}")
+        try:
+            return wrong_contents(files, copy)
+        finally:
+            shutil.rmtree(copy)
+
+    def _spoilt(self, address: str, problems: Sequence[str]) -> ArtifactError:
+        return ArtifactError(
+            f"Artifact `{address}` in the store `{self.root}` is spoilt: {'; '.join(problems)}. "
+            f"Run its recipe again: the artifact will be put in quarantine and made anew."
+        )
+
     def _read_json(self, path: str) -> dict[str, Any] | None:
         data = self.folders.read(path)
         try:
@@ -295,8 +332,19 @@ class Store:
 
 def partial(address: str) -> str:
     """Where the unfinished work of an address is."""
-    return f".partial/{address}"
+    return f"{_PARTIAL}/{address}"
 
 
 def _as_json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1).encode()
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
+def _not_finite(value: Any, at: str = "") -> list[str]:
+    """A phrase for each NaN or infinity in a JSON value."""
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [f"{at} is {value}"]
+    if isinstance(value, Mapping):
+        entries = list(value.items())
+    else:
+        entries = list(enumerate(value)) if isinstance(value, list | tuple) else []
+    return [found for key, entry in entries for found in _not_finite(entry, f"{at}.{key}" if at else str(key))]

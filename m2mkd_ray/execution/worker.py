@@ -97,8 +97,12 @@ class WorkerContext:
         self.progress: Progress | None = None
 
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Say how far the stage is; written at most once a second, but the last step always."""
-        self.progress = Progress(step, total_steps, dict(metrics), time.time(), os.getpid(), socket.gethostname())
+        """Say how far the stage is; written at most once a second, but the last step always.
+
+        Metrics that are not finite are left out: JSON has none, and a report must not end a stage.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.progress = Progress(step, total_steps, finite, time.time(), os.getpid(), socket.gethostname())
         if time.monotonic() < self._next_report and step != total_steps:
             return
         self._next_report = time.monotonic() + _REPORT_EVERY_S

@@ -2,8 +2,9 @@
 
 import base64
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -57,9 +58,15 @@ def run(config: EvaluateConfig, context: StageContext) -> Metrics:
     trained_on = find(config.dataset, placement.data_root).index
     device = local_device()
     subjects = []
+    passes, done = sum(len(suite.corruptions) or 1 for suite in config.suites), itertools.count(1)
+    total = passes * (config.blueprint.num_modules if config.subject == "hybrids" else 1)
+
+    def tell() -> None:
+        context.report(next(done), total, {})
+
     for name, model in _models(config, context):
         model.to(device).eval()
-        results = [_evaluate(model, suite, config, trained_on, placement, device) for suite in config.suites]
+        results = [_evaluate(model, suite, config, trained_on, placement, device, tell) for suite in config.suites]
         subjects.append(
             {
                 "name": name,
@@ -68,7 +75,6 @@ def run(config: EvaluateConfig, context: StageContext) -> Metrics:
                 "results": results,
             }
         )
-        context.report(len(subjects), config.blueprint.num_modules if config.subject == "hybrids" else 1, {})
         if config.subject == "student":
             examples = _routing_examples(model, config, trained_on, placement.data_root, device)
             (context.out / "routing.json").write_text(json.dumps(examples))
@@ -102,7 +108,9 @@ def _evaluate(
     trained_on: Index,
     placement: TrainPlacement,
     device: torch.device,
+    tell: Callable[[], None],
 ) -> dict[str, Any]:
+    """What a model does on a suite; `tell` is called after each pass over its images."""
     folder = find(suite.dataset, placement.data_root)
     has_images = [rows > 0 for rows in folder.index.splits[suite.split].rows_per_class]
     columns = class_columns(
@@ -119,6 +127,7 @@ def _evaluate(
             part_logits, part_labels = predict(model, rows, device=device, precision=config.precision)
             logits.append(part_logits[:, columns])
             labels.append(remap(part_labels, has_images))
+            tell()
     return {
         "suite": suite.name,
         "title": suite.title,

@@ -78,3 +78,8 @@ def test_saving_a_step_again_replaces_it(any_store: Store, tmp_path: Path) -> No
     found = any_store.checkpoints(ADDRESS).latest()
     assert found is not None
     assert (found[1] / "state").read_text() == "new"
+
+
+def test_the_folder_that_was_given_is_gone(any_store: Store, tmp_path: Path) -> None:
+    save(any_store, tmp_path, 1)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("files-")] == []

@@ -1,25 +1,31 @@
 """The executor brings a plan to its end: what is complete is reused, what fails stops only what is below it."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy
 from toy import Chain, Number, Pace, chain, diamond, expected_state, number, slow_chain
 
-from m2mkd_ray.errors import LockedError, RunError, TrainingError, UsageError
+from m2mkd_ray.errors import LockedError, RunError, StoreError, TrainingError, UsageError
 from m2mkd_ray.execution import (
     Event,
+    GiveUp,
     Kind,
     LocalLauncher,
+    Metrics,
     Outcome,
+    Progress,
     Stage,
+    StageContext,
     StageEnded,
     StageFailed,
     StageReused,
@@ -28,7 +34,9 @@ from m2mkd_ray.execution import (
     Store,
     execute,
 )
+from m2mkd_ray.execution.launcher import Finished, Report, Started
 from m2mkd_ray.execution.locks import Locks, owner_of
+from m2mkd_ray.execution.worker import Job, here, run_job
 
 DRIVER = """
 import sys
@@ -176,6 +184,49 @@ def test_changed_contents_are_found_by_who_reads_them_and_made_anew(
     assert f"Artifact {plan[1].address} is spoilt (number has sha256" in caplog.text
 
 
+@pytest.mark.parametrize("left", [b"", None], ids=["empty manifest", "no manifest"])
+def test_a_folder_without_a_readable_manifest_is_put_aside_and_its_stage_goes_on(
+    any_store: Store, folder_of: Callable[[Store], Path], tmp_path: Path, left: bytes | None
+) -> None:
+    stage = Stage("chain", chain, Chain(seed=3, steps=6), placement=Pace(journal=str(tmp_path / "journal")))
+    file = folder_of(any_store) / stage.address / "manifest.json"
+    file.parent.mkdir(parents=True)
+    (file.parent / "state").write_text("half")
+    if left is not None:
+        file.write_bytes(left)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "state").write_text(expected_state(Chain(seed=3, steps=4)))
+    any_store.checkpoints(stage.address).save(4, tmp_path / "files")
+    run(any_store, [stage]).raise_for_failures()
+    assert (tmp_path / "journal").read_text().split("\n")[:-1] == ["step 4", "step 5"]
+    (moved,) = (folder_of(any_store) / ".quarantine").iterdir()
+    assert (moved / "state").read_text() == "half"
+    assert reused(run(any_store, [stage])) == ["chain"]
+
+
+def test_a_missing_file_is_found_by_who_reads_it_and_made_anew(
+    any_store: Store, folder_of: Callable[[Store], Path]
+) -> None:
+    plan = diamond()
+    run(any_store, plan[:3])
+    files = [folder_of(any_store) / plan[1].address / "number"]
+
+    def lose_it(event: Event) -> None:
+        if isinstance(event, StageStarted) and files:
+            files.pop().unlink()
+
+    assert sorted(ran(run(any_store, plan, on_event=lose_it))) == ["bottom", "left"]
+
+
+def test_what_a_kill_in_a_commit_left_of_a_complete_stage_is_swept(any_store: Store) -> None:
+    plan = diamond()
+    run(any_store, plan)
+    for stage in (plan[0], number("other")):
+        any_store.say_attempts(stage.address, [])
+    run(any_store, plan)
+    assert any_store.folders.names(".partial") == [number("other").address]
+
+
 def test_stages_that_took_longest_before_come_first(store: Store, tmp_path: Path) -> None:
     sleeps = {"short": 0.0, "long": 0.2, "middle": 0.1}
     order: list[str] = []
@@ -237,6 +288,108 @@ def test_a_chain_is_the_same_with_and_without_an_interruption(any_store: Store, 
     outcome = run(any_store, [stage], on_event=note)
     assert outcome.metrics[stage.address] == {"state": expected_state(config)}
     assert started == [4]
+
+
+# Locks that are lost, stores that fail
+
+
+def lose_the_lock(config: Number, context: StageContext) -> Metrics:
+    """Another driver takes this stage over and begins, while this one is paused; then it is interrupted."""
+    file = Path(context.durable).parents[2] / ".locks" / Path(context.durable).parent.name
+    file.write_text(json.dumps({**json.loads(file.read_text()), "driver": "another"}))
+    raise KeyboardInterrupt if config.value else ValueError
+
+
+@pytest.mark.parametrize(("value", "error"), [(1, KeyboardInterrupt), (0, None)], ids=["interrupted", "raised"])
+def test_a_driver_that_lost_its_lock_leaves_the_others_record_alone(
+    store: Store, value: int, error: type[BaseException] | None
+) -> None:
+    stage = Stage("lost", lose_the_lock, Number(value=value))
+    if error is None:
+        run(store, [stage])
+    else:
+        with pytest.raises(error):
+            run(store, [stage])
+    assert [attempt["outcome"] for attempt in store.attempts(stage.address)] == [None]
+
+
+class FullStore(Store):
+    """Has no space left from some moment on."""
+
+    def say_attempts(self, address: str, attempts: Sequence[Mapping[str, Any]]) -> None:
+        if attempts[-1]["ended"] is not None:
+            raise StoreError("no space is left")
+        super().say_attempts(address, attempts)
+
+
+def test_a_store_that_fails_too_does_not_hide_the_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def interrupt(config: Number, context: StageContext) -> Metrics:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(FullStore(str(tmp_path / "store")), [Stage("a", interrupt, Number())])
+    assert "no space is left" in caplog.text
+
+
+# Stages that say nothing
+
+
+class Worker:
+    """A launcher whose only worker runs for as many polls as there are reports, and says what they say."""
+
+    runs_in_process = False
+
+    def __init__(self, says: Sequence[tuple[int, int] | None]) -> None:
+        self.says = says
+        self.killed: list[str] = []
+
+    def submit(self, job: Job, store: Store) -> None:
+        self.job, self.store = job, store
+        self.todo: list[tuple[int, int] | str | None] = ["start", *self.says, "end"]
+
+    def poll(self, timeout_s: float) -> list[Report]:
+        time.sleep(0.01)
+        match self.todo.pop(0):
+            case "start":
+                return [Started(self.job.address, here())]
+            case "end":
+                return [Finished(self.job.address, run_job(self.job, self.store, here()))]
+            case (int(step), int(total)):
+                self.store.say_progress(self.job.address, Progress(step, total, {}, time.time(), 1, "here"))
+        return []
+
+    def kill(self, address: str) -> None:
+        self.killed.append(address)
+
+    def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+SILENCE = [None] * 20  # 0.2 s at least
+
+
+@pytest.mark.parametrize(
+    ("says", "is_killed"),
+    [
+        ([(1, 9), *SILENCE], True),
+        (SILENCE, False),  # it waits for what it needs (the ranks of a fine-tuning), or never reports
+        ([(9, 9), *SILENCE], False),  # it has no more steps to tell of
+        ([(step, 99) for step in range(20)], False),
+    ],
+    ids=["silent after its first report", "never reports", "after its last step", "reports"],
+)
+def test_a_stage_that_falls_silent_is_killed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, says: list[tuple[int, int] | None], is_killed: bool
+) -> None:
+    monkeypatch.setattr("m2mkd_ray.execution.executor._WATCH_LOCAL_S", 0.0)
+    stage, worker = number("a"), Worker(says)
+    store.say_progress(stage.address, Progress(5, 9, {}, 0.0, 1, "here"))  # of an attempt before
+    outcome = execute([stage], store, worker, stall_timeout_s=0.1, decide=lambda kind, history: GiveUp(str(kind)))
+    assert [failure.kind for failure in outcome.failed] == ([Kind.STALLED] if is_killed else [])
+    assert worker.killed == ([stage.address] if is_killed else [])
 
 
 # Drivers in processes of their own

@@ -44,3 +44,9 @@ def test_giving_up_on_losses_says_how_many_there_were() -> None:
     decision = decide(Kind.LOST, [Kind.LOST] * 3)
     assert isinstance(decision, GiveUp)
     assert decision.reason.startswith("LOST 4 times:")
+
+
+def test_giving_up_on_a_stall_names_the_option() -> None:
+    decision = decide(Kind.STALLED, [Kind.STALLED] * 2)
+    assert isinstance(decision, GiveUp)
+    assert "--stall-timeout" in decision.reason

@@ -124,6 +124,31 @@ def test_a_driver_that_was_paused_learns_that_it_lost_its_locks(store: Store, mo
     assert owner_of(store, ADDRESS) is not None  # the other's lock is left alone
 
 
+def test_a_lock_that_was_lost_is_not_held_even_before_the_next_heartbeat(store: Store) -> None:
+    with Locks(store) as paused, Locks(store) as other:
+        paused.acquire([ADDRESS])
+        assert paused.holds(ADDRESS)
+        rewrite(store, heartbeat=0)
+        other.acquire([ADDRESS])
+        assert not paused.holds(ADDRESS)
+        assert other.holds(ADDRESS)
+
+
+def test_locks_that_cannot_be_given_back_hide_no_error(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    file = Path(store.root) / ".locks" / ADDRESS
+
+    def fail() -> None:
+        with Locks(store) as locks:
+            locks.acquire([ADDRESS])
+            file.unlink()
+            file.mkdir()  # reading it is an error of the system from now on
+            raise ValueError("the real one")
+
+    with pytest.raises(ValueError, match="the real one"):
+        fail()
+    assert "could not be given back" in caplog.text
+
+
 def test_heartbeats_are_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m2mkd_ray.execution.locks.HEARTBEAT_S", 0.01)
     with Locks(store) as locks:

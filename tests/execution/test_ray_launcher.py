@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,12 +241,16 @@ def test_a_launcher_leaves_a_ray_alone_that_it_did_not_start(launcher: RayLaunch
 def driver(
     store: Store, journal: Path, environment: dict[str, str], short_folder: str
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A driver whose worker is in mid-run, and the worker's pid."""
+    """A driver whose first stage is complete and whose second one is in mid-run, and the latter's worker's pid."""
     command = [sys.executable, "-c", DRIVER, store.root, str(journal), f"{short_folder}/own", "200"]
     process = subprocess.Popen(command, env=environment)
     address = slow_chain(journal, steps=200).address
     deadline = time.monotonic() + 60
-    while (progress := store.progress(address)) is None or progress.step < 3:
+    while (
+        (progress := store.progress(address)) is None
+        or progress.step < 3
+        or store.status(number("first").address).state != "complete"
+    ):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -276,6 +282,28 @@ def test_a_driver_that_is_ended_leaves_no_worker_and_a_store_to_go_on_with(
     assert outcome.metrics[last.address] == {"state": expected_state(Chain(steps=200))}
     assert 200 <= len(journal.read_text().splitlines()) <= 201
     assert before < 200
+
+
+@pytest.mark.parametrize("says", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["silent", "closes", "http"])
+def test_a_port_that_something_else_has_taken_is_told_from_ray(
+    says: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2mkd_ray.execution.ray_launcher._CONNECT_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                if says is None:
+                    connection.recv(100)  # until the other side has enough
+                connection.sendall(says or b"")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        port = server.getsockname()[1]
+        with pytest.raises(ClusterError, match=rf"`127.0.0.1:{port}`: something else listens there.*6379"):
+            RayLauncher(f"127.0.0.1:{port}")
+        thread.join()
 
 
 @pytest.mark.ray

@@ -144,6 +144,65 @@ def test_quarantine_moves_the_artifact_and_says_so(
     assert "is spoilt (a.txt is missing); moved to" in caplog.text
 
 
+@pytest.mark.parametrize("left", [b"", b"\0" * 64, b'{"metrics": {'], ids=["empty", "zeroes", "half"])
+def test_a_manifest_that_cannot_be_read_is_spoilt_and_costs_no_checkpoint(
+    any_store: Store, folder_of: Callable[[Store], Path], tmp_path: Path, left: bytes
+) -> None:
+    commit(any_store)
+    (folder_of(any_store) / ADDRESS / "manifest.json").write_bytes(left)  # a power cut
+    status = any_store.status(ADDRESS)
+    assert (status.state, status.problems) == ("spoilt", ("manifest.json cannot be read",))
+    (tmp_path / "files").mkdir()
+    any_store.checkpoints(ADDRESS).save(3, tmp_path / "files")
+    with pytest.raises(ArtifactError, match="its manifest cannot be read"):
+        commit(any_store)
+    assert any_store.checkpoints(ADDRESS).newest_step() == 3
+    any_store.quarantine(ADDRESS, *status.problems)
+    commit(any_store)
+    assert contents(any_store.open(ADDRESS)) == FILES
+    assert any_store.checkpoints(ADDRESS).newest_step() is None
+
+
+def test_a_manifest_is_on_disk_before_its_artifact_has_a_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, store.folders.names(ADDRESS) != []))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    commit(store)
+    root = Path(store.root)
+    inodes = [(root / ADDRESS / "manifest.json").stat().st_ino, (root / ADDRESS).stat().st_ino, root.stat().st_ino]
+    assert synced == [(inodes[0], False), (inodes[1], False), (inodes[2], True)]
+
+
+def test_a_missing_file_is_an_error_of_the_artifact(any_store: Store, folder_of: Callable[[Store], Path]) -> None:
+    commit(any_store)
+    (folder_of(any_store) / ADDRESS / "a.txt").unlink()
+    with pytest.raises(ArtifactError, match=r"is spoilt: a.txt is missing"):
+        any_store.open(ADDRESS)
+
+
+def test_verifying_leaves_the_copy_alone_that_others_read(any_store: Store) -> None:
+    commit(any_store)
+    read_by_another = any_store.open(ADDRESS)
+    before = (read_by_another / "a.txt").stat()
+    others = sorted(read_by_another.parent.iterdir())
+    assert any_store.status(ADDRESS, verify=True).state == "complete"
+    assert (read_by_another / "a.txt").stat().st_ino == before.st_ino
+    assert sorted(read_by_another.parent.iterdir()) == others
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_refused_before_anything_is_put(any_store: Store, value: float) -> None:
+    any_store.say_progress(ADDRESS, Progress(1, 2, {}, 0.0, 1, "here"))
+    with pytest.raises(StoreError, match=rf"`{ADDRESS}` was not committed.*metrics.top1 is {value}"):
+        any_store.commit(ADDRESS, prepare(any_store), manifest(top1=value))
+    assert any_store.status(ADDRESS).state == "partial"
+
+
 def test_drop_leaves_nothing(any_store: Store) -> None:
     any_store.say_progress(ADDRESS, Progress(1, 2, {}, 0.0, 1, "here"))
     commit(any_store)
@@ -262,6 +321,7 @@ def test_a_place_where_nobody_can_write_is_refused() -> None:
         (errno.ENOSPC, "no space is left at `/x`; free some"),
         (errno.EROFS, "the file system of `/x` is read-only"),
         (errno.EACCES, "this user may not write at `/x`"),
+        (errno.ENOENT, "no folder can be made at `/x`; choose another folder"),
         (errno.EIO, "Input/output error at `/x`"),
     ],
 )

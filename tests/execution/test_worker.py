@@ -110,3 +110,13 @@ def test_progress_is_written_at_first_then_once_a_second_and_at_last(store: Stor
     execute([stage], store, LocalLauncher()).raise_for_failures()
     assert sorted(set(written)) == [1, 51, 100]
     assert store.manifest(stage.address)["progress"]["step"] == 100
+
+
+def test_progress_leaves_out_numbers_that_json_has_not(store: Store) -> None:
+    def report(config: Number, context: StageContext) -> Metrics:
+        context.report(1, 1, {"loss": 0.5, "top1": float("nan"), "ce": float("inf")})
+        return {}
+
+    stage = Stage("a", report, Number())
+    execute([stage], store, LocalLauncher()).raise_for_failures()
+    assert store.manifest(stage.address)["progress"]["metrics"] == {"loss": 0.5}
