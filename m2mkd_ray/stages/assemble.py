@@ -13,9 +13,7 @@ from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, family, fill, num_parameters, split
-from m2mkd_ray.stages.parts import WEIGHTS, fresh_student, load_module, save_weights
-
-MODULE = "module.safetensors"
+from m2mkd_ray.stages.parts import MODULE, WEIGHTS, fresh_student, load_module, save_weights
 
 
 class AssembleConfig(BaseModel, frozen=True, extra="forbid"):

@@ -25,11 +25,10 @@ from m2mkd_ray.models import (
     record_routing,
     splice,
 )
-from m2mkd_ray.stages.parts import load_meta, load_module, load_student, load_vit
+from m2mkd_ray.stages.parts import MODULE, load_meta, load_module, load_student, load_vit
 from m2mkd_ray.training import TrainPlacement
 from m2mkd_ray.training.engine import local_device
 
-MODULE = "module.safetensors"
 NUM_EXAMPLES = 6
 """Images whose routing is shown."""
 

@@ -14,11 +14,9 @@ from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, drop_path_rates, family, set_drop_path, splice, split
-from m2mkd_ray.stages.parts import Training, load_meta, load_module, save_weights, train_here, validator
+from m2mkd_ray.stages.parts import MODULE, Training, load_meta, load_module, save_weights, train_here, validator
 from m2mkd_ray.training import Kind, ModuleDistillation, Reduction, TrainPlacement, seeded
 from m2mkd_ray.training.engine import local_device
-
-MODULE = "module.safetensors"
 
 
 class DistillConfig(BaseModel, frozen=True, extra="forbid"):

@@ -18,13 +18,14 @@ from torch import nn
 from m2mkd_ray.blueprint import Blueprint, Vit
 from m2mkd_ray.data import Batches, EvalBatches, FeedConfig, find
 from m2mkd_ray.evaluation import predict, top_k_accuracy
+from m2mkd_ray.evaluation.exported import WEIGHTS as WEIGHTS
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, family, num_parameters, split
 from m2mkd_ray.training import Point, TorchEngine, TrainConfig, TrainPlacement, fit, seeded
 from m2mkd_ray.training.objective import Objective
 
-WEIGHTS = "model.safetensors"
+MODULE = "module.safetensors"
 HISTORY = "history.json"
 
 

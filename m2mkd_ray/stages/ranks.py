@@ -111,11 +111,14 @@ def train_on_this_rank(arguments: dict[str, RankJob]) -> None:
 
 def _train(job: RankJob) -> None:
     import ray
-    import ray.train
+    import ray.train.torch
     import torch
 
     config, placement, training = job.config, job.placement, job.config.training
     torch.set_num_threads(max(1, round(placement.cpus_per_worker)))
+    if placement.gpus_per_worker:
+        # Before anything is put on a device: ranks see all GPUs of their node, and the first is the current one.
+        torch.cuda.set_device(ray.train.torch.get_device())
     of_train = ray.train.get_context()
     rank, world = of_train.get_world_rank(), of_train.get_world_size()
     session = RankSession(job, rank, Ranks(world, placement.deepspeed.zero_stage, time.time()))
