@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -87,7 +88,7 @@ def write(file: Path | None, results: Mapping[str, Any]) -> None:
         return
     about = {
         "command": f"python -m {Path(sys.argv[0]).parent.name}.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}",
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count()},
         "versions": dict(versions()),
     }
     file.parent.mkdir(parents=True, exist_ok=True)

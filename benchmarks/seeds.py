@@ -39,6 +39,7 @@ def main() -> None:
         add(scores, json.loads((store.open(report) / "report.json").read_text())["report"]["subjects"])
     print_scores(arguments.recipe, arguments.seeds, scores)
     gains = {control: gain(scores, control) for control in arguments.baselines}
+    print_gains(gains)
     write(arguments.json, {"recipe": arguments.recipe, "seeds": arguments.seeds, "top1": scores, "gains": gains})
 
 
@@ -66,6 +67,20 @@ def print_scores(recipe: str, seeds: Sequence[int], scores: Scores) -> None:
     table = Table("network", *suites, title=f"{recipe}, seeds {', '.join(map(str, seeds))}: top-1 in %")
     for name, of_suite in scores.items():
         table.add_row(name, *(spread(of_suite[suite]) for suite in suites))
+    Console().print(table)
+
+
+def print_gains(gains: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """By how many points the student leads each control, and seed by seed."""
+    if not gains:
+        return
+    suites = list(next(iter(gains.values())))
+    table = Table("lead over", *suites, title="points")
+    for control, of_suite in gains.items():
+        seeds = (", ".join(f"{points:+.1f}" for points in of_suite[suite]) for suite in suites)
+        table.add_row(
+            control, *(f"{spread(of_suite[suite])} ({each})" for suite, each in zip(suites, seeds, strict=True))
+        )
     Console().print(table)
 
 
