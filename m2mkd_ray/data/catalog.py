@@ -21,7 +21,7 @@ class Dataset:
 _ENTRIES = (
     Dataset(
         name="fashion-mnist-small",
-        title="10,000 images of Fashion-MNIST and a corrupted test set",
+        title="a part of Fashion-MNIST",
         classes=10,
         splits=("train", "test", "corrupted"),
         licence="MIT",
