@@ -14,7 +14,9 @@ from m2mkd_ray.stages.parts import Validation
 def demo() -> Recipe:
     """A ViT of 12 blocks becomes a V-MoE of 8 blocks with 8 experts each, in four pairs.
 
-    Command: `make demo`, or `m2mkd run demo`. The sizes follow the CPU protocol of docs/method.md.
+    Command: `make demo`, or `m2mkd run demo`: seven minutes on two cores (docs/results/performance.md).
+    Expect about 74 % top-1 in domain against 62 % of `pure`, over three seeds, and 81 % of pure with as much
+    computation (docs/results/demo.md). Sizes and epochs follow the CPU protocol of docs/method.md.
     """
     size: dict[str, Any] = {"img_size": 28, "num_classes": 10, "patch_size": 7, "num_heads": 4}
     return Recipe(
