@@ -167,10 +167,7 @@ def result_of(recipe: "Recipe", store: "Store", outcome: "Outcome") -> dict[str,
 
     complete = [
         {
-            "name": done.stage.name,
-            "recipe": done.stage.of,
-            "address": done.stage.address,
-            "outcome": "reused" if isinstance(done, StageReused) else "complete",
+            **_of(done.stage, "reused" if isinstance(done, StageReused) else "complete"),
             "seconds": done.seconds,
             "metrics": dict(done.metrics),
         }
@@ -178,10 +175,7 @@ def result_of(recipe: "Recipe", store: "Store", outcome: "Outcome") -> dict[str,
     ]
     failed = [
         {
-            "name": failure.stage.name,
-            "recipe": failure.stage.of,
-            "address": failure.stage.address,
-            "outcome": "failed",
+            **_of(failure.stage, "failed"),
             "kind": str(failure.kind),
             "message": failure.message,
         }
@@ -189,10 +183,7 @@ def result_of(recipe: "Recipe", store: "Store", outcome: "Outcome") -> dict[str,
     ]
     skipped = [
         {
-            "name": skip.stage.name,
-            "recipe": skip.stage.of,
-            "address": skip.stage.address,
-            "outcome": "skipped",
+            **_of(skip.stage, "skipped"),
             "because": [stage.address for stage in skip.because],
         }
         for skip in outcome.skipped
@@ -207,6 +198,10 @@ def result_of(recipe: "Recipe", store: "Store", outcome: "Outcome") -> dict[str,
         "export": str(export) if export else None,
         "summary": numbers_of(report)["summary"] if report else None,
     }
+
+
+def _of(stage: "Stage", outcome: str) -> dict[str, str]:
+    return {"name": stage.name, "recipe": stage.of, "address": stage.address, "outcome": outcome}
 
 
 def _is_result(stage: "Stage") -> bool:

@@ -47,7 +47,7 @@ def run(config: FinetuneConfig, context: StageContext) -> Metrics:
     if config.start == "assembled":
         model.load_state_dict(load_file(context.inputs["assembled"] / WEIGHTS))
     if placement.engine == "torch":
-        metrics, _ = train_here(Classification(model), config.training, context, validated=model)
+        metrics: Metrics = train_here(Classification(model), config.training, context, validated=model)
         save_weights(model, context.out / WEIGHTS)
     else:
         metrics = _train_on_ranks(config, model, placement, context)

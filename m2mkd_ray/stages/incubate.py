@@ -49,7 +49,7 @@ def run(config: IncubateConfig, context: StageContext) -> Metrics:
     student = fresh_module(config)
     metrics = _accuracy_of_teacher(config, context, meta, teacher)
     objective = ModuleDistillation(meta, index, student, teacher, **config.distill.model_dump())
-    trained, _ = train_here(objective, config.training, context, validated=splice(meta, index, student))
+    trained = train_here(objective, config.training, context, validated=splice(meta, index, student))
     save_weights(student, context.out / MODULE)
     return {**metrics, **trained}
 

@@ -20,7 +20,6 @@ from m2mkd_ray.data import Batches, EvalBatches, FeedConfig, find
 from m2mkd_ray.evaluation import predict, top_k_accuracy
 from m2mkd_ray.evaluation.exported import WEIGHTS as WEIGHTS
 from m2mkd_ray.execution.context import StageContext
-from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, family, num_parameters, split
 from m2mkd_ray.training import Point, TorchEngine, TrainConfig, TrainPlacement, fit, seeded
 from m2mkd_ray.training.objective import Objective
@@ -107,11 +106,11 @@ def validator(
 
 def train_here(
     objective: Objective, training: Training, context: StageContext, *, validated: nn.Module
-) -> tuple[Metrics, list[Point]]:
+) -> dict[str, Any]:
     """Train an objective in this process on its device; writes `history.json`.
 
     `validated` is the model whose top-1 is followed: the whole one, or the hybrid.
-    Returns metrics of the training, and its history.
+    Returns metrics of the training.
     """
     placement = cast(TrainPlacement, context.placement)
     feed = Batches(training.feed, find(training.feed.dataset, placement.data_root))
@@ -127,8 +126,7 @@ def train_here(
         validate=validate if training.train.validate_every_epochs is not None else None,
     )
     (context.out / HISTORY).write_text(json.dumps(history))
-    metrics = training_metrics(history, objective.trainable) | {"val_top1": final_top1(history, validate)}
-    return metrics, history
+    return training_metrics(history, objective.trainable) | {"val_top1": final_top1(history, validate)}
 
 
 def final_top1(history: Sequence[Point], validate: Callable[[], Mapping[str, float]]) -> float:

@@ -49,9 +49,9 @@ def run(config: VitConfig, context: StageContext) -> Metrics:
     if config.tune == "head":
         model.requires_grad_(False)
         model.get_submodule("head").requires_grad_(True)
-    metrics, _ = train_here(Classification(model), config.training, context, validated=model)
+    metrics = train_here(Classification(model), config.training, context, validated=model)
     save_weights(model, context.out / WEIGHTS)
-    return dict(metrics) | {"num_parameters": num_parameters(model)}
+    return metrics | {"num_parameters": num_parameters(model)}
 
 
 def _initial(config: VitConfig, context: StageContext) -> nn.Module:
