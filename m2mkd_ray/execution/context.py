@@ -1,9 +1,11 @@
 """What a running stage sees of the world."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from pydantic import BaseModel
 
 from m2mkd_ray.execution.stage import Metrics, Resources
@@ -24,6 +26,21 @@ class Checkpoints(Protocol):
         """Keep the folder `files` (moved or copied) as the checkpoint of `step`; older ones go."""
 
 
+Arrays = tuple[np.ndarray, ...]
+Maker = Callable[[], Callable[[int], Arrays]]
+"""Called once in the process that makes arrays; gives a pure function of the step. Small and picklable."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The arrays of a step."""
+
+    arrays: Arrays
+    """Read only."""
+    is_own: bool
+    """Whether this worker made them itself, rather than taking what was made once for its node."""
+
+
 class StageContext(Protocol):
     """The only door between a stage and the rest."""
 
@@ -41,6 +58,17 @@ class StageContext(Protocol):
     does); outlives worker, node and driver, and goes when the stage is complete."""
     resources: Resources
     placement: BaseModel
+
+    is_shared: bool
+    """Whether other workers on this node may read the same streams."""
+
+    def stream(self, key: str, maker: Maker, start: int, stop: int) -> Iterator[Made]:
+        """`maker()(step)` for the steps `start` to `stop` (exclusive), in order.
+
+        Made once a node for all workers that ask for the same `key`, where there are several (`is_shared`). Who
+        falls too far behind makes its own, and so does everyone whose node has nobody to share with: what comes
+        out is the same.
+        """
 
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say how far the stage is, with what it measures; becomes `progress.json`. Cheap, throttled."""

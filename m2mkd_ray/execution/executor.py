@@ -230,7 +230,7 @@ class _Executor:
             self._launcher.submit(job(run.stage), self._store)
 
     def _is_ready(self, run: _Run) -> bool:
-        needs = (self._runs[need.address] for need in run.stage.needs.values())
+        needs = (self._runs[need.address] for need in run.stage.reads.values())
         return time.monotonic() >= run.not_before and all(need.state is _State.COMPLETE for need in needs)
 
     def _handle(self, report: Report) -> None:
@@ -254,7 +254,7 @@ class _Executor:
 
     def _repair(self, run: _Run) -> bool:
         """Have spoilt needs made anew, each once a run; False if that is not what stopped the stage."""
-        needs = [self._runs[need.address] for need in run.stage.needs.values()]
+        needs = [self._runs[need.address] for need in run.stage.reads.values()]
         complete = [need for need in needs if need.state is _State.COMPLETE]
         spoilt = [need for need in complete if self._store.status(need.stage.address, verify=True).state != "complete"]
         addresses = {need.stage.address for need in spoilt}
@@ -290,7 +290,7 @@ class _Executor:
 
     def _skip_below(self) -> None:
         for run in self._in_state(_State.WAITING):  # in order: a stage comes after its needs
-            ends = [self._runs[need.address].end for need in run.stage.needs.values()]
+            ends = [self._runs[need.address].end for need in run.stage.reads.values()]
             causes: dict[str, Stage] = {}
             for end in ends:
                 if isinstance(end, StageFailed):

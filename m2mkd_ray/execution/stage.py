@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
+    from m2mkd_ray.execution.cohort import Together
     from m2mkd_ray.execution.context import StageContext
 
 Metrics = Mapping[str, Any]
@@ -31,6 +32,17 @@ class Resources(BaseModel, frozen=True, extra="forbid"):
     """GPUs; a fraction shares one with other stages, above one it is a whole number."""
     memory_gb: float | None = None
     """Memory to reserve in GB; None reserves none."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a stage runs on several devices: data parallel, say, with the same result but for rounding."""
+
+    resources: Resources
+    """Of the stage's own worker, which then only drives."""
+    placement: BaseModel
+    device: Resources
+    """What each device's process holds."""
 
 
 class NoPlacement(BaseModel, frozen=True, extra="forbid"):
@@ -57,6 +69,19 @@ class Stage:
     """Raised when `run` gives another result for the same config."""
     of: str = ""
     """The recipe it belongs to, for people; not in the key (recipes share stages)."""
+    aids: Mapping[str, "Stage"] = field(default_factory=dict)
+    """Stages that it reads, by role, only to be faster. They are complete before it starts, as its needs are, but
+    decide nothing of its result, so they are not in the key."""
+    together: "Together | None" = None
+    """Runs several such stages in one worker, as a cohort; None: it always has a worker of its own."""
+    mates: str = ""
+    """Stages of equal, non-empty `mates` may be members of one cohort."""
+    cohort: int = 1
+    """Most members of its cohort where nobody plans the places (`execution/placement.py`)."""
+    spread: Mapping[int, Spread] = field(default_factory=dict)
+    """How it may run on several devices, by their number; empty: on one only."""
+    flops: float = 0.0
+    """Floating-point operations of the whole stage, to order stages that were never measured; 0: not known."""
 
     @cached_property
     def key(self) -> str:
@@ -74,15 +99,20 @@ class Stage:
         """The artifact's folder in the store."""
         return f"{self.name}-{self.key}"
 
+    @property
+    def reads(self) -> Mapping[str, "Stage"]:
+        """Needs and aids: all that has to be complete before it starts, by role."""
+        return {**self.needs, **self.aids}
+
 
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages and all that they need, each once (by address) and after its needs."""
+    """The stages and all that they read, each once (by address) and after what it reads."""
     ordered: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
         if stage.address not in ordered:
-            for need in stage.needs.values():
-                visit(need)
+            for read in stage.reads.values():
+                visit(read)
             ordered[stage.address] = stage
 
     for stage in stages:

@@ -39,7 +39,7 @@ def plan_status(plan: Sequence[Stage], store: Store) -> list[StageStatus]:
     """How far each stage of a plan is, and those that they need, in order."""
     found: dict[str, StageStatus] = {}
     for stage in in_order(plan):
-        is_blocked = any(found[need.address].state != "complete" for need in stage.needs.values())
+        is_blocked = any(found[need.address].state != "complete" for need in stage.reads.values())
         found[stage.address] = _of_stage(stage, store, is_blocked)
     return list(found.values())
 

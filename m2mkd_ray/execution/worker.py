@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from m2mkd_ray.execution.context import Checkpoints, StageContext
+from m2mkd_ray.execution.context import Checkpoints, Made, Maker, StageContext
 from m2mkd_ray.execution.stage import Metrics, Resources, Stage
 from m2mkd_ray.execution.store import Progress, Store, now
 
@@ -49,7 +49,7 @@ class Job:
     run: Callable[[Any, StageContext], Metrics]
     config: BaseModel
     needs: Mapping[str, str]
-    """Addresses by role."""
+    """Addresses of all that it reads, by role."""
     resources: Resources
     placement: BaseModel
 
@@ -64,7 +64,7 @@ def job(stage: Stage) -> Job:
         version=stage.version,
         run=stage.run,
         config=stage.config,
-        needs={role: need.address for role, need in stage.needs.items()},
+        needs={role: need.address for role, need in stage.reads.items()},
         resources=stage.resources,
         placement=stage.placement,
     )
@@ -95,6 +95,12 @@ class WorkerContext:
         self._address = job.address
         self._next_report = 0.0
         self.progress: Progress | None = None
+        self.is_shared = False
+
+    def stream(self, key: str, maker: Maker, start: int, stop: int) -> Iterator[Made]:
+        """See `StageContext`; alone in its process, it makes all of them itself."""
+        make = maker()
+        return (Made(make(step), is_own=True) for step in range(start, stop))
 
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say how far the stage is; written at most once a second, but the last step always.
