@@ -182,13 +182,13 @@ def _of_experts(recipe: Recipe) -> Iterator[str]:
         if name in ("pairs", "finetune"):
             by_precision.setdefault(phase.precision, []).append(name)
     for precision, names in by_precision.items():
-        step = {"fp32": 4, "bf16": 8}[precision]
+        step = {"fp32": 4, "bf16": 8, "bf16_pure": 8}[precision]
         if bad := sorted(width for width in widths if width % step):
             yield (
                 f"The experts' width or hidden width is {' and '.join(map(str, bad))}, but in {precision}, the "
                 f"precision of {' and '.join(names)}, both have to be multiples of {step} (16 bytes). Set "
                 f"blueprint.student.vit.width, or its mlp_ratio, so that they are"
-                + (", or use fp32, which wants multiples of 4." if precision == "bf16" else ".")
+                + (", or use fp32, which wants multiples of 4." if precision != "fp32" else ".")
             )
 
 

@@ -140,7 +140,7 @@ def evaluation(recipe: Recipe, subject: str, needs: Mapping[str, Stage]) -> Stag
 def _precision(recipe: Recipe, subject: str) -> str:
     """A network is evaluated in the precision that it was trained in."""
     of = {"teacher": recipe.teacher.phase, "meta": recipe.meta, "hybrids": recipe.pairs, "student": recipe.finetune}
-    return of[subject].precision
+    return of[subject].evaluation_precision
 
 
 def cut(recipe: Recipe, teacher: Stage) -> Stage:

@@ -98,7 +98,7 @@ def validator(
 
     def validate() -> Mapping[str, float]:
         rows = batches.loader(num_workers=placement.data_workers, pin_memory=device.type == "cuda")
-        logits, labels = predict(model, rows, device=device, precision=training.train.precision)
+        logits, labels = predict(model, rows, device=device, precision=training.train.evaluation_precision)
         return {"val_top1": top_k_accuracy(logits, labels, 1)}
 
     return validate
@@ -114,7 +114,7 @@ def train_here(
     """
     placement = cast(TrainPlacement, context.placement)
     feed = Batches(training.feed, find(training.feed.dataset, placement.data_root))
-    engine = TorchEngine(objective, training.train, placement.micro_batch)
+    engine = TorchEngine(objective, training.train, compile=placement.compile)
     validate = validator(validated, training, placement, engine.device)
     history = fit(
         feed,

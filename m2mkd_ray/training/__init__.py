@@ -1,24 +1,33 @@
 """One training loop: objectives say what is learnt, engines how a step is taken."""
 
-from m2mkd_ray.training.engine import DeepSpeedConfig, DeepSpeedEngine, Engine, TorchEngine, TrainPlacement
-from m2mkd_ray.training.fit import Point, fit
+from m2mkd_ray.training.course import Member
+from m2mkd_ray.training.engine import DeepSpeedConfig, DeepSpeedEngine, Engine, TrainPlacement
+from m2mkd_ray.training.fit import Ended, fit, fit_together
+from m2mkd_ray.training.frozen import Prefix, TeacherHybrid
 from m2mkd_ray.training.objective import Classification, Kind, ModuleDistillation, Reduction
 from m2mkd_ray.training.optim import TrainConfig
+from m2mkd_ray.training.seams import Point
 from m2mkd_ray.training.seed import derive, seeded
+from m2mkd_ray.training.torch_engine import TorchEngine
 
 __all__ = [
     "Classification",
     "DeepSpeedConfig",
     "DeepSpeedEngine",
+    "Ended",
     "Engine",
     "Kind",
+    "Member",
     "ModuleDistillation",
     "Point",
+    "Prefix",
     "Reduction",
+    "TeacherHybrid",
     "TorchEngine",
     "TrainConfig",
     "TrainPlacement",
     "derive",
     "fit",
+    "fit_together",
     "seeded",
 ]

@@ -6,19 +6,17 @@ plain single-device PyTorch: precision, accumulation, clipping and sharding are
 put on here.
 """
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
+import torch.distributed as dist
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from m2mkd_ray.training.objective import Objective
 from m2mkd_ray.training.optim import TrainConfig, adamw
-
-logger = logging.getLogger(__name__)
 
 
 class TrainPlacement(BaseModel, frozen=True, extra="forbid"):
@@ -32,28 +30,49 @@ class TrainPlacement(BaseModel, frozen=True, extra="forbid"):
     """Seconds between checkpoints, which are kept only at points of the history; 0 keeps one at each."""
     log_every_steps: int = Field(20, gt=0)
     """Steps between points of the history, at which losses are fetched from the device."""
+    compile: bool = False
+    """Compile the models' blocks with `torch.compile`, once a process: a minute at first, then faster steps."""
     data_root: str | None = None
     """Folder with imported data sets; None: only what ships with the package."""
 
 
 class Engine(Protocol):
-    """Takes optimizer steps and keeps their state."""
+    """Takes optimizer steps and keeps their state. A step is `begin`, `accumulate` for every micro-batch, `update`."""
 
     rank: int
     world: int
     device: torch.device
+    objective: Objective
 
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Mapping[str, Tensor]:
-        """One optimizer step on this rank's images; returns what the objective logs, averaged over micro-batches."""
+    def begin(self, lr: float, *, is_logged: bool) -> None:
+        """Begin a step. Of one that is not logged the objective leaves out what costs something to log."""
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state below `folder`."""
+    def accumulate(
+        self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, *, weight: float, is_last: bool
+    ) -> None:
+        """Add the gradient of a micro-batch, which is `weight` of this rank's images, and the step's last or not."""
+
+    def update(self) -> Mapping[str, Tensor]:
+        """Move the weights; returns what the objective logs, averaged over this rank's micro-batches."""
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """What writes weights and optimizer state, as they are now, below a folder. Ranks that keep nothing there
+        write nothing. With several ranks it is called before the next step."""
 
     def load(self, folder: Path) -> None:
-        """Take up the state that `save` wrote."""
+        """Take up the state that a snapshot wrote."""
 
     def agree(self, yes: bool) -> bool:
         """What rank 0 says, told to all ranks."""
+
+    def mean(self, values: Sequence[Tensor]) -> list[float]:
+        """Scalars of every rank, averaged over the ranks. Waits for the device."""
+
+    def end(self) -> None:
+        """Leave the trained weights in the objective's module, in float32."""
+
+    def release(self) -> None:
+        """Give back the memory of gradients and optimizer state; there will be no further step."""
 
 
 def local_device() -> torch.device:
@@ -67,51 +86,21 @@ def micro_batches(images: Tensor, targets: Tensor, most: int | None) -> list[tup
     return list(zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True))
 
 
-class TorchEngine:
-    """One process, one device."""
+def agree_on_all_ranks(yes: bool, device: torch.device) -> bool:
+    """What rank 0 of the process group says."""
+    answer = torch.tensor([int(yes)], device=device)
+    dist.broadcast(answer, src=0)
+    return bool(answer.item())
 
-    rank, world = 0, 1
 
-    def __init__(self, objective: Objective, config: TrainConfig, micro_batch: int | None = None) -> None:
-        self.device = local_device()
-        self.objective = objective
-        cast(nn.Module, objective).to(self.device)
-        self.config, self.micro_batch = config, micro_batch
-        self.optimizer = adamw(objective.trainable, config)
-
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Mapping[str, Tensor]:
-        """See `Engine`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        logs: dict[str, Tensor] = {}
-        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-        for part_images, part_targets in micro_batches(images, targets, self.micro_batch):
-            weight = len(part_images) / len(images)
-            with bf16:
-                loss, part_logs = self.objective(part_images, part_targets)
-            (loss * weight).backward()
-            for name, value in part_logs.items():
-                logs[name] = logs.get(name, 0) + value * weight
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.objective.trainable.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return logs
-
-    def save(self, folder: Path) -> None:
-        """See `Engine`."""
-        state = {"module": self.objective.trainable.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, folder / "state.pt")
-
-    def load(self, folder: Path) -> None:
-        """See `Engine`."""
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
-        self.objective.trainable.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def agree(self, yes: bool) -> bool:
-        """See `Engine`."""
-        return yes
+def mean_of_all_ranks(values: Sequence[Tensor], world: int) -> list[float]:
+    """Scalars, averaged over the ranks of the process group (there is none where `world` is 1)."""
+    together = torch.stack([value.float() for value in values])
+    if world > 1:
+        dist.all_reduce(together)
+        together /= world
+    means: list[float] = together.tolist()
+    return means
 
 
 class DeepSpeedConfig(BaseModel, frozen=True, extra="forbid"):
@@ -129,8 +118,13 @@ def deepspeed_config(
     """DeepSpeed's JSON for a rank that gets `rows` images a step.
 
     Raises:
-        ValueError: `rows` is not a multiple of the micro-batch, which DeepSpeed's accumulation needs.
+        ValueError: `rows` is not a multiple of the micro-batch, which DeepSpeed's accumulation needs; or the
+            precision is one that DeepSpeed does not run here.
     """
+    if config.precision == "bf16_pure":
+        raise ValueError(
+            "DeepSpeed trains in fp32 or bf16 here. Set precision to bf16, or train with the torch engine."
+        )
     micro = min(micro_batch or rows, rows)
     if rows % micro:
         raise ValueError(
@@ -170,7 +164,6 @@ class DeepSpeedEngine:
         micro_batch: int | None = None,
     ) -> None:
         import deepspeed  # the import alone takes seconds and looks for a device
-        import torch.distributed as dist
 
         if not torch.cuda.is_available():
             # On CPUs DeepSpeed would compile a shared-memory all-reduce: a minute at first use, and a C++ compiler
@@ -178,31 +171,41 @@ class DeepSpeedEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.device = local_device()
+        self.device, self.objective = local_device(), objective
+        objective.set_precision(config.precision)
         module = cast(nn.Module, objective).to(self.device)
         settings = deepspeed_config(config, choice, rows=rows, world=self.world, micro_batch=micro_batch)
-        self.micro_batch = settings["train_micro_batch_size_per_gpu"]
+        self.num_parts = settings["gradient_accumulation_steps"]
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=adamw(objective.trainable, config), config=settings
         )
+        self._logs: dict[str, Tensor] = {}
 
-    def step(self, images: Tensor, targets: Tensor, lr: float) -> Mapping[str, Tensor]:
-        """See `Engine`; what is logged is this rank's."""
+    def begin(self, lr: float, *, is_logged: bool) -> None:
+        """See `Engine`."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        logs: dict[str, Tensor] = {}
-        parts = micro_batches(images, targets, self.micro_batch)
-        for part_images, part_targets in parts:
-            loss, part_logs = self.engine(part_images, part_targets)
-            self.engine.backward(loss)
-            self.engine.step()  # DeepSpeed counts micro-batches and moves the weights at the last one
-            for name, value in part_logs.items():
-                logs[name] = logs.get(name, 0) + value / len(parts)
-        return logs
+        self.objective.is_logged, self._logs = is_logged, {}
 
-    def save(self, folder: Path) -> None:
+    def accumulate(
+        self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, *, weight: float, is_last: bool
+    ) -> None:
+        """See `Engine`; DeepSpeed counts micro-batches itself, and moves the weights at the last one."""
+        self.objective.stopwatch.start()
+        loss, logs = self.engine(images, targets, teacher_logits)
+        self.engine.backward(loss)
+        self.objective.stopwatch.lap("student")
+        self.engine.step()
+        for name, value in logs.items():
+            self._logs[name] = self._logs.get(name, 0) + value / self.num_parts
+
+    def update(self) -> Mapping[str, Tensor]:
+        """See `Engine`."""
+        return self._logs
+
+    def snapshot(self) -> Callable[[Path], None]:
         """See `Engine`; every rank writes its part."""
-        self.engine.save_checkpoint(str(folder), tag="state")
+        return lambda folder: self.engine.save_checkpoint(str(folder), tag="state")
 
     def load(self, folder: Path) -> None:
         """See `Engine`.
@@ -220,8 +223,15 @@ class DeepSpeedEngine:
 
     def agree(self, yes: bool) -> bool:
         """See `Engine`."""
-        import torch.distributed as dist
+        return agree_on_all_ranks(yes, self.device)
 
-        answer = torch.tensor([int(yes)], device=self.device)
-        dist.broadcast(answer, src=0)
-        return bool(answer.item())
+    def mean(self, values: Sequence[Tensor]) -> list[float]:
+        """See `Engine`."""
+        return mean_of_all_ranks(values, self.world)
+
+    def end(self) -> None:
+        """See `Engine`: they are there."""
+
+    def release(self) -> None:
+        """See `Engine`; DeepSpeed keeps its buffers until it is dropped itself."""
+        self.engine.optimizer.zero_grad()

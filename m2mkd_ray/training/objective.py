@@ -6,12 +6,16 @@ part learns. Losses are computed in float32 whatever the precision of the model.
 B = images, K = classes
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from m2mkd_ray.training.counters import Stopwatch
+from m2mkd_ray.training.frozen import Frozen, Prefix, TeacherHybrid
+from m2mkd_ray.training.precision import Precision
 
 Kind = Literal["soft", "hard"]
 Reduction = Literal["numel", "batchmean"]
@@ -23,9 +27,19 @@ class Objective(Protocol):
     """What `fit` trains: calling it gives the loss of a batch, `trainable` is what learns."""
 
     trainable: nn.Module
+    frozen: Sequence[Frozen]
+    """What does not learn; may be shared with other objectives."""
+    stopwatch: Stopwatch
+    """Runs laps over the parts of the forward pass, and over the backward pass down to what learns."""
+    is_logged: bool
+    """Whether this step goes into a history; what costs something to log is left out of the others."""
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Loss:
-        """Images (B, 3, H, W) and soft targets (B, K) to a loss and what to log."""
+    def __call__(self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Loss:
+        """Images (B, 3, H, W), soft targets (B, K) and, if they are at hand, the teacher's logits (B, K) to a loss
+        and what to log."""
+
+    def set_precision(self, precision: Precision) -> None:
+        """Cast what is frozen, and take inputs in this precision; what learns is the engine's to cast."""
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -69,14 +83,23 @@ def distillation(
 class Classification(nn.Module):
     """A model trained with labels alone."""
 
+    frozen: Sequence[Frozen] = ()
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.trainable = model
+        self.stopwatch, self.is_logged = Stopwatch(on_gpu=torch.cuda.is_available()), True
+        self.precision: Precision = "fp32"
 
-    def forward(self, images: Tensor, targets: Tensor) -> Loss:
-        """Soft-target cross-entropy of the model's logits."""
-        loss = soft_cross_entropy(self.model(images), targets)
+    def set_precision(self, precision: Precision) -> None:
+        """See `Objective`."""
+        self.precision = precision
+
+    def forward(self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Loss:
+        """Soft-target cross-entropy of the model's logits; there is no teacher."""
+        logits = self.model(images.bfloat16() if self.precision == "bf16_pure" else images)
+        loss = soft_cross_entropy(logits, targets)
         return loss, {"loss": loss.detach()}
 
 
@@ -90,26 +113,29 @@ class ModuleDistillation(nn.Module):
     `alpha=0` is plain cross-entropy, and the teacher is not run at all: module incubation
     (Deep Incubation, arXiv 2212.04129), which also trains the teacher's own modules.
 
+    Members of a cohort pass the same `Prefix`, and those of one pair the same `TeacherHybrid`:
+    what is frozen is then computed once for all of them.
+
     Args:
-        meta: the meta model's modules, first to last; frozen.
+        meta: the meta model's modules, first to last, or a prefix made of them; frozen.
         index: the place of the pair.
         student: the module that learns, stitches included.
-        teacher: the teacher module; frozen. None only with `alpha=0`.
+        teacher: the teacher module, or its hybrid; frozen. None only with `alpha=0`.
         alpha: weight of the teacher's term, 0 to 1.
         temperature: of the soft teacher term.
         kind: soft or hard teacher term.
         reduction: divisor of the soft teacher term.
 
     Raises:
-        ValueError: there is no teacher, but alpha is above 0.
+        ValueError: there is no teacher, but alpha is above 0; or its hybrid is of another place or prefix.
     """
 
     def __init__(
         self,
-        meta: list[nn.Module],
+        meta: Sequence[nn.Module] | Prefix,
         index: int,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | TeacherHybrid | None = None,
         *,
         alpha: float = 0.5,
         temperature: float = 1.0,
@@ -119,44 +145,62 @@ class ModuleDistillation(nn.Module):
         super().__init__()
         if teacher is None and alpha > 0:
             raise ValueError(f"Distillation with alpha {alpha} needs a teacher module; without one alpha must be 0.")
-        self.before = nn.Sequential(*meta[:index])
-        self.after = nn.Sequential(*meta[index + 1 :])
-        self.teacher = teacher if alpha > 0 else None
+        self.prefix = meta if isinstance(meta, Prefix) else Prefix(meta)
+        self.index = index
+        self.after = self.prefix.after(index).eval()
+        self.teacher = _hybrid(self.prefix, index, teacher) if teacher is not None and alpha > 0 else None
+        self.frozen: Sequence[Frozen] = [self.prefix, *([self.teacher] if self.teacher is not None else [])]
         self.student = student
         self.trainable = student
         self.alpha, self.temperature, self.kind, self.reduction = alpha, temperature, kind, reduction
-        for frozen in self._frozen():
-            frozen.requires_grad_(False)
+        self.stopwatch, self.is_logged = Stopwatch(on_gpu=torch.cuda.is_available()), True
         self.train()
-
-    def _frozen(self) -> Iterable[nn.Module]:
-        return (part for part in (self.before, self.after, self.teacher) if part is not None)
 
     def train(self, mode: bool = True) -> "ModuleDistillation":
         """Only the student ever leaves evaluation mode."""
         super().train(mode)
-        for frozen in self._frozen():
-            frozen.eval()
+        self.after.eval()
         return self
 
-    def forward(self, images: Tensor, targets: Tensor) -> Loss:
-        """The loss, and of it `ce`, `kd` and `teacher_share` (see `teacher_share`)."""
-        with torch.no_grad():
-            tokens = self.before(images)
-            teacher_logits = None if self.teacher is None else self.after(self.teacher(tokens))
-        student_logits = self.after(self.student(tokens))
+    def set_precision(self, precision: Precision) -> None:
+        """See `Objective`."""
+        for part in self.frozen:
+            part.set_precision(precision)
+
+    def forward(self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Loss:
+        """The loss, and of it `ce`, `kd` and `teacher_share` (see `teacher_share`), this only where it is logged.
+
+        Teacher logits (B, K) that are given are used, and the teacher is not run.
+        """
+        watch = self.stopwatch
+        watch.start()
+        tokens = self.prefix(images, self.index)
+        watch.lap("prefix")
+        if self.teacher is None:
+            teacher_logits = None
+        elif teacher_logits is None:
+            teacher_logits = self.teacher(images)
+        else:
+            watch.counts["cache_hits"] += 1
+        watch.lap("teacher")
+        output = self.student(tokens)
+        watch.lap("student")
+        if output.requires_grad:
+            output.register_hook(lambda gradient: watch.lap("suffix"))  # the backward pass has come down to here
+        loss, logs = self._loss(self.after(output), teacher_logits, targets)
+        watch.lap("suffix")
+        return loss, logs
+
+    def _loss(self, student_logits: Tensor, teacher_logits: Tensor | None, targets: Tensor) -> Loss:
         cross_entropy = soft_cross_entropy(student_logits, targets)
         if teacher_logits is None:
             return cross_entropy, {"loss": cross_entropy.detach()}
         divergence = distillation(student_logits, teacher_logits, self.temperature, self.kind, self.reduction)
         loss = (1 - self.alpha) * cross_entropy + self.alpha * divergence
-        share = self.teacher_share(student_logits, teacher_logits, targets)
-        return loss, {
-            "loss": loss.detach(),
-            "ce": cross_entropy.detach(),
-            "kd": divergence.detach(),
-            "teacher_share": share,
-        }
+        logs = {"loss": loss.detach(), "ce": cross_entropy.detach(), "kd": divergence.detach()}
+        if self.is_logged:
+            logs["teacher_share"] = self.teacher_share(student_logits, teacher_logits, targets)
+        return loss, logs
 
     def teacher_share(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
         """The teacher term's part of the gradient at the student's logits, 0 to 1.
@@ -170,3 +214,14 @@ class ModuleDistillation(nn.Module):
             (of_labels,), (of_teacher,) = torch.autograd.grad(ce, logits), torch.autograd.grad(kd, logits)
         norms = of_labels.norm() + of_teacher.norm()
         return of_teacher.norm() / norms.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _hybrid(prefix: Prefix, index: int, teacher: nn.Module | TeacherHybrid) -> TeacherHybrid:
+    if not isinstance(teacher, TeacherHybrid):
+        return TeacherHybrid(prefix, index, teacher)
+    if teacher.prefix is not prefix or teacher.index != index:
+        raise ValueError(
+            f"The teacher's hybrid is of place {teacher.index} and prefix {id(teacher.prefix):#x}, but the student is "
+            f"of place {index} and prefix {id(prefix):#x}. Make the hybrid of the same prefix and place."
+        )
+    return teacher

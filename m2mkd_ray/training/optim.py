@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field, model_validator
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from m2mkd_ray.training.precision import Precision
+
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "experts.b1", "experts.b2")
 """Not decayed beside biases and everything with one dimension (DeiT; docs/method.md). The experts' biases are
 stacked, so they have two."""
@@ -34,16 +36,25 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """Largest global gradient norm; None does not clip."""
     drop_path: float = Field(0, ge=0, lt=1)
     """Stochastic depth rate of the last block; linear from 0 over the blocks."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast over float32 weights."""
+    precision: Precision = "fp32"
+    """bf16: autocast over float32 weights. bf16_pure: bfloat16 weights, with float32 masters in the optimizer."""
     validate_every_epochs: float | None = Field(None, gt=0)
     """How often top-1 on the validation rows goes into the history; None: never."""
+    patience: int | None = Field(None, gt=0)
+    """End early when top-1 has not risen for so many validations in a row; None: never."""
 
     @model_validator(mode="after")
-    def _warms_up_within_its_epochs(self) -> "TrainConfig":
+    def _fits_together(self) -> "TrainConfig":
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}")
+        if self.patience is not None and self.validate_every_epochs is None:
+            raise ValueError(f"patience {self.patience} counts validations: set validate_every_epochs")
         return self
+
+    @property
+    def evaluation_precision(self) -> Literal["fp32", "bf16"]:
+        """What a network that was trained so is evaluated in: autocast, for both kinds of bf16."""
+        return "fp32" if self.precision == "fp32" else "bf16"
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole training; at least one."""

@@ -25,6 +25,7 @@ from m2mkd_ray.training import (
     TrainConfig,
     seeded,
 )
+from m2mkd_ray.training.engine import micro_batches
 
 SIZE = {"name": "vit_tiny_patch16_224", "img_size": 28, "patch_size": 14, "num_classes": 10, "num_heads": 2}
 BLUEPRINT = Blueprint(
@@ -52,10 +53,14 @@ def new_engine(
     )
 
 
-def steps(engine: Engine, batches: list[tuple[Tensor, Tensor]]) -> None:
+def steps(engine: Engine, batches: list[tuple[Tensor, Tensor]], micro_batch: int | None = None) -> None:
     for batch in batches:
         images, targets = (part.tensor_split(engine.world)[engine.rank] for part in batch)
-        engine.step(images, targets, lr=1e-2)
+        parts = micro_batches(images, targets, micro_batch)
+        engine.begin(1e-2, is_logged=True)
+        for number, part in enumerate(parts, start=1):
+            engine.accumulate(*part, weight=1 / len(parts), is_last=number == len(parts))
+        engine.update()
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -66,21 +71,26 @@ def train(job: dict, zero_stage: int, precision: str, folder: Path) -> None:
     name, batches = f"zero-{zero_stage}-{precision}", job["batches"]
     through = new_engine(job, zero_stage, precision)
     steps(through, batches[:1])
-    through.save(folder / f"checkpoint-{name}")
+    through.snapshot()(folder / f"checkpoint-{name}")
     steps(through, batches[1:])
     resumed = new_engine(job, zero_stage, precision, seed=1)
     resumed.load(folder / f"checkpoint-{name}")
     steps(resumed, batches[1:])
     accumulated = new_engine(job, zero_stage, precision, micro_batch=4)
-    steps(accumulated, batches)
+    steps(accumulated, batches, micro_batch=4)
     assert [through.agree(yes) for yes in (True, False)] == [True, False]
     assert through.agree(through.rank == 0), "rank 0 decides"
     if through.rank == 0:
-        alone = TorchEngine(student(), TrainConfig(**job["config"], precision=precision))
-        steps(alone, batches)
         ends = {"through": through, "resumed": resumed, "accumulated": accumulated}
         found = {end: weights(engine.engine.module.model) for end, engine in ends.items()}
-        torch.save({**found, "torch": weights(alone.objective.trainable)}, folder / f"{name}.pt")
+        torch.save(found, folder / f"{name}.pt")
+
+
+def train_alone(job: dict, precision: str, folder: Path) -> None:
+    """By torch, before there is a process group, in which its engine would be a rank."""
+    alone = TorchEngine(student(), TrainConfig(**job["config"], precision=precision))
+    steps(alone, job["batches"])
+    torch.save(weights(alone.objective.trainable), folder / f"torch-{precision}.pt")
 
 
 def refuse(job: dict, folder: Path) -> None:
@@ -94,9 +104,12 @@ def main() -> None:
     folder, load_only = Path(sys.argv[1]), sys.argv[2:] == ["load-only"]
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    job = torch.load(folder / "job.pt", weights_only=True)
+    if rank == 0 and not load_only:
+        for precision in ("fp32", "bf16"):
+            train_alone(job, precision, folder)
     meeting = folder / f"meeting-{world}-{load_only}"
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    job = torch.load(folder / "job.pt", weights_only=True)
     if load_only:
         refuse(job, folder)
     else:

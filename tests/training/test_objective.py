@@ -221,7 +221,9 @@ def test_only_the_student_moves(
     before = copy_of(objective)
     engine = TorchEngine(objective, TrainConfig(epochs=1, lr=0.1))
     for _ in range(2):
-        engine.step(images, targets, lr=0.1)
+        engine.begin(0.1, is_logged=True)
+        engine.accumulate(images, targets, weight=1.0, is_last=True)
+        engine.update()
     moved = {name for name, tensor in objective.state_dict().items() if not torch.equal(tensor, before[name])}
     learns = {name for name in before if name.startswith(("student.", "trainable."))}
     assert moved == learns
@@ -231,4 +233,4 @@ def test_frozen_parts_stay_in_evaluation_mode(vit_modules: Callable[[], list[nn.
     objective = ModuleDistillation(vit_modules(), 1, vit_modules()[1], vit_modules()[1])
     objective.train()
     assert objective.student.training
-    assert not any(part.training for part in (objective.before, objective.after, objective.teacher))
+    assert not any(part.training for part in (*objective.prefix.meta, *objective.after, objective.teacher.teacher))

@@ -1,0 +1,134 @@
+"""What a training costs, measured while it runs: seconds by part of the step, calls, memory, use of the device.
+
+Nothing here waits for a device between two points of the history, and nothing changes a result.
+
+In a point of the history, since the point before:
+
+    images_per_s   images of the global batch a second, validation and checkpoints left out
+    data_wait      share of that time spent waiting for batches
+    prefix_s       seconds an image in the meta modules before the module that learns (of all members that share it)
+    teacher_s      seconds an image in the teacher's hybrid (likewise)
+    student_s      seconds an image in what learns, forward and backward
+    suffix_s       seconds an image in the meta modules after it and the loss, forward and backward
+    teacher_calls  forward passes of the teacher's hybrid; prefix_calls: of the meta modules before
+    cache_hits     micro-batches whose teacher logits were given
+    decodes        images that the feed decoded, where it counts them
+    flops          of a training step, an image, where they are known; mfu: the share of the device's peak
+    peak_memory_gb the most memory that was in use since the process began, in 10^9 bytes
+"""
+
+import resource
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Part = Literal["prefix", "teacher", "student", "suffix"]
+
+PEAK_FLOPS: dict[str, dict[str, float]] = {
+    # NVIDIA's data sheets, dense, in FLOP/s: bf16 on tensor cores, fp32 without them (H200 has H100's chip)
+    "NVIDIA H200": {"bf16": 989e12, "fp32": 67e12},
+    "NVIDIA H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
+    "NVIDIA H100": {"bf16": 989e12, "fp32": 67e12},
+    "NVIDIA A100": {"bf16": 312e12, "fp32": 19.5e12},
+    "NVIDIA L40S": {"bf16": 362e12, "fp32": 91.6e12},
+    "NVIDIA L4": {"bf16": 121e12, "fp32": 30.3e12},
+    "NVIDIA A10": {"bf16": 125e12, "fp32": 31.2e12},
+}
+"""By the beginning of the device's name, in whole words; the longest that fits counts."""
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """FLOP/s that a device can do at most; None for one that is not in the table.
+
+    `precision` is a `TrainConfig`'s: both kinds of bf16 have the same peak.
+    """
+    words = device_name.replace("-", " ").split()
+    fits = [name for name in PEAK_FLOPS if words[: len(name.split())] == name.split()]
+    return PEAK_FLOPS[max(fits, key=len)]["fp32" if precision == "fp32" else "bf16"] if fits else None
+
+
+class Stopwatch:
+    """Seconds by part of the step, and counts. A lap goes from the lap before it, or `start`, to now.
+
+    On a GPU laps are events in its stream, and their times are read by `take` only.
+    """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._seconds: Counter[str] = Counter()
+        self._laps: list[tuple[Part, torch.cuda.Event, torch.cuda.Event]] = []
+        self._since: Any = None
+        self.counts: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Begin a lap."""
+        self._since = self._now()
+
+    def lap(self, part: Part) -> None:
+        """End a lap, which belongs to `part`, and begin the next."""
+        now = self._now()
+        if self._on_gpu:
+            self._laps.append((part, self._since, now))
+        else:
+            self._seconds[part] += now - self._since
+        self._since = now
+
+    def take(self) -> tuple[Counter[str], Counter[str]]:
+        """Seconds by part, and counts, since this was called last. Waits for the GPU."""
+        if self._laps:
+            self._laps[-1][2].synchronize()
+            for part, began, ended in self._laps:
+                self._seconds[part] += began.elapsed_time(ended) / 1000
+        taken = self._seconds, self.counts
+        self._seconds, self.counts, self._laps = Counter(), Counter(), []
+        return taken
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass
+class Meter:
+    """Counts images and seconds since the last point of a history."""
+
+    images: int = 0
+    data_s: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def rates(self) -> dict[str, float]:
+        """Images a second and the share of the time spent waiting for data."""
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        return {"images_per_s": self.images / seconds, "data_wait": self.data_s / seconds}
+
+    def pause(self, seconds: float) -> None:
+        """Leave out seconds in which nothing was trained."""
+        self.since += seconds
+
+
+def cost_of_flops(
+    flops_per_image: float | None, images_per_s: float, device: torch.device, precision: str, world: int
+) -> dict[str, float]:
+    """`flops`, and `mfu` where the device's peak is known, of `world` devices of a kind."""
+    if flops_per_image is None:
+        return {}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(name, precision)
+    return {"flops": flops_per_image} | (
+        {} if peak is None else {"mfu": flops_per_image * images_per_s / (peak * world)}
+    )
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory in use since the process began, in 10^9 bytes: the GPU's, or the process's own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,216 @@
+"""One member's way through its training: when to validate, to log, to keep a checkpoint, to stop."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from m2mkd_ray.errors import TrainingError
+from m2mkd_ray.training.counters import Meter, cost_of_flops, peak_memory_gb
+from m2mkd_ray.training.engine import Engine, TrainPlacement
+from m2mkd_ray.training.optim import TrainConfig, learning_rate
+from m2mkd_ray.training.saving import Saver
+from m2mkd_ray.training.seams import Feed, Point, Session
+from m2mkd_ray.training.seed import derive
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Member:
+    """A training in a cohort: what is its own. Batches and what is frozen it may share with others."""
+
+    engine: Engine
+    """Holds the objective; at the end its weights are the trained ones."""
+    config: TrainConfig
+    session: Session
+    seed: int
+    """Of dropout and drop path (with step and place in the global batch)."""
+    validate: Callable[[], Mapping[str, float]] | None = None
+    """Measured every `validate_every_epochs`, at step 0 and at the end; on rank 0 alone."""
+    teacher_logits: Callable[[int], Tensor | None] | None = None
+    """The teacher's logits (B, K), on the CPU, for this rank's batch of a step; None computes them."""
+    flops_per_image: float | None = None
+    """Of a training step, for the counters `flops` and `mfu`."""
+
+
+class Course:
+    """Where a member is."""
+
+    def __init__(self, place: int, member: Member, placement: TrainPlacement, feed: Feed) -> None:
+        self.place, self.member, self.engine, self.config = place, member, member.engine, member.config
+        self.placement, self.feed = placement, feed
+        self.total = member.config.total_steps(feed.steps_per_epoch)
+        self.step, self.history = 0, list[Point]()
+        self.is_over = False
+        self.error: Exception | None = None
+        self.saver = Saver(member.session.checkpoints, beside=self.engine.world == 1)
+        self.saved_at, self.first_step_at, self.meter = time.monotonic(), 0.0, Meter()
+        self._logits: Sequence[Tensor | None] = ()
+        self._counted = self._shared_counts()
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """What is raised inside ends this member alone.
+
+        With several ranks that is so for what all of them see alike, a loss that is not finite. Anything else is
+        raised, and ends the process: other ranks would wait in a collective for ever.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.engine.world > 1 and not isinstance(error, TrainingError):
+                raise
+            self.error, self.is_over = error, True
+            traceback.clear_frames(error.__traceback__)  # they hold the step's activations
+            self.engine.release()
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint, if there is one.
+
+        Raises:
+            ValueError: the training is to end early, but nothing validates it.
+        """
+        if self.config.patience is not None and self.member.validate is None and self.engine.rank == 0:
+            raise ValueError("`patience` ends a training by its validation, but it has none. Pass `validate`.")
+        checkpoint = self.member.session.checkpoints.latest()
+        if checkpoint is not None:
+            self.step, folder = checkpoint
+            self.engine.load(folder)
+            self.history = Saver.history_in(folder)
+            logger.info("Resuming from the checkpoint of step %d", self.step)
+
+    def look(self) -> None:
+        """Validate before the next step, if it is time to; end here at the end, or out of patience."""
+        is_at_end = self.step >= self.total
+        if is_at_end:
+            self.engine.end()
+        elif self.step not in self._validation_steps():
+            return
+        if self.member.validate is not None and not self._was_seen():
+            self.history.append({**self._now(), **self.member.validate()})
+        if not is_at_end and self.config.patience is not None and self.engine.agree(self._is_out_of_patience()):
+            logger.info("Ending at step %d: top-1 has not risen for %d validations", self.step, self.config.patience)
+            self.engine.end()
+            is_at_end = True
+        if is_at_end:
+            self._finish()
+
+    def begin(self) -> None:
+        """Begin a step."""
+        lr = learning_rate(self.config, self.step, self.feed.steps_per_epoch)
+        self.engine.begin(lr, is_logged=self._is_logged)
+        self._logits = ()
+
+    def accumulate(self, images: Tensor, targets: Tensor, part: int, num_parts: int, *, weight: float) -> None:
+        """Take in micro-batch `part` of `num_parts`.
+
+        Its randomness follows from its place in the global batch, so part p of rank r is part r + w * p of one rank.
+        """
+        if part == 0 and self.member.teacher_logits is not None:
+            logits = self.member.teacher_logits(self.step)
+            self._logits = (
+                () if logits is None else logits.to(images.device, non_blocking=True).tensor_split(num_parts)
+            )
+        torch.manual_seed(derive(self.member.seed, "step", self.step, self.engine.rank + self.engine.world * part))
+        logits_of_part = self._logits[part] if self._logits else None
+        self.engine.accumulate(images, targets, logits_of_part, weight=weight, is_last=part == num_parts - 1)
+
+    def update(self, num_images: int) -> None:
+        """Move the weights after this rank's `num_images`; log the step, if that is due.
+
+        Raises:
+            TrainingError: the loss is not finite. The newest checkpoint stays.
+        """
+        is_logged, lr = self._is_logged, learning_rate(self.config, self.step, self.feed.steps_per_epoch)
+        logs = self.engine.update()
+        self.meter.images += num_images * self.engine.world
+        self.first_step_at = self.first_step_at or time.time()
+        if is_logged:
+            values = dict(zip(logs, self.engine.mean(list(logs.values())), strict=True))
+            self._require_finite(values)
+        self.step += 1
+        if is_logged:
+            self.history.append({**self._now(), "lr": lr, **values, **self._counters()})
+            self.member.session.report(self.step, self.total, self.history[-1])
+            self.meter = Meter()
+
+    def keep(self) -> None:
+        """Keep a checkpoint of a step that was logged, if it is time to. At the end there is none to keep."""
+        if self.step == self.total or self.step % self.placement.log_every_steps:
+            return
+        if self.engine.agree(time.monotonic() - self.saved_at >= self.placement.checkpoint_every_s):
+            # Ranks' folders are merged where there are several, so one keeps the history.
+            self.saver.save(self.step, self.engine.snapshot(), self.history if self.engine.rank == 0 else None)
+            self.saved_at, self.meter = time.monotonic(), Meter()
+
+    @property
+    def _is_logged(self) -> bool:
+        done = self.step + 1
+        return done % self.placement.log_every_steps == 0 or done == self.total
+
+    def _finish(self) -> None:
+        self.saver.wait()
+        if self.first_step_at and self.history:
+            self.history[0].setdefault("first_step_at", self.first_step_at)
+        self.is_over = True
+
+    def _now(self) -> Point:
+        return {"step": self.step, "epoch": self.step / self.feed.steps_per_epoch}
+
+    def _validation_steps(self) -> range:
+        if self.config.validate_every_epochs is None:
+            return range(0)
+        every = max(1, round(self.config.validate_every_epochs * self.feed.steps_per_epoch))
+        return range(0, self.total, every)
+
+    def _was_seen(self) -> bool:
+        return any(point["step"] == self.step and "val_top1" in point for point in self.history)
+
+    def _is_out_of_patience(self) -> bool:
+        seen = [point["val_top1"] for point in self.history if "val_top1" in point]
+        patience = self.config.patience
+        return patience is not None and len(seen) > patience and max(seen[-patience:]) <= max(seen[:-patience])
+
+    def _shared_counts(self) -> Mapping[str, float]:
+        """What has been counted by those that count for all: frozen modules, and the feed."""
+        counts = {f"{name}_calls": float(n) for part in self.engine.objective.frozen for name, n in part.calls.items()}
+        decodes = getattr(self.feed, "decodes", None)
+        return counts if decodes is None else counts | {"decodes": float(decodes)}
+
+    def _counters(self) -> Point:
+        images, counted = max(1, self.meter.images), self._shared_counts()
+        seconds, counts = self.engine.objective.stopwatch.take()
+        rates = self.meter.rates()
+        fresh = {name: number - self._counted.get(name, 0.0) for name, number in counted.items()}
+        self._counted = counted
+        return {
+            **rates,
+            **{f"{part}_s": value / images for part, value in seconds.items()},
+            **fresh,
+            **{name: float(number) for name, number in counts.items()},
+            **cost_of_flops(
+                self.member.flops_per_image,
+                rates["images_per_s"],
+                self.engine.device,
+                self.config.precision,
+                self.engine.world,
+            ),
+            "peak_memory_gb": peak_memory_gb(self.engine.device),
+        }
+
+    def _require_finite(self, values: Mapping[str, float]) -> None:
+        if all(torch.isfinite(torch.tensor(value)) for value in values.values()):
+            return
+        self.saver.wait()
+        kept = self.member.session.checkpoints.latest()
+        raise TrainingError(
+            f"The loss is not finite at step {self.step}: {dict(values)}. "
+            f"{f'The checkpoint of step {kept[0]} is kept' if kept else 'No checkpoint was written yet'}. "
+            f"Lower the learning rate, set clip_norm to 1.0 or precision to fp32; a changed setting starts anew."
+        )

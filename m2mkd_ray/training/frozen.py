@@ -1,0 +1,114 @@
+"""The frozen parts of a module's training, computed once for all that need them.
+
+Members of a cohort get the same images. Those of one prefix share the tokens before
+their modules, up to the deepest that any of them asked for; those of one teacher's
+hybrid share its logits. What was computed for images is kept until others come, and
+is found by the images' identity: two members see the same tensor object.
+
+B = images, K = classes
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from m2mkd_ray.training.precision import Precision, cast_frozen
+
+
+class Frozen(nn.Module):
+    """Modules that never learn: without gradients, in evaluation mode, cast once to the precision that they run in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.precision: Precision = "fp32"
+        self._was_run = False
+
+    def freeze(self) -> None:
+        """Call when all parts are there."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def set_precision(self, precision: Precision) -> None:
+        """Cast the weights, once.
+
+        Raises:
+            ValueError: they were cast to another precision before, for another member of a cohort.
+        """
+        if self._was_run and self.precision != precision:
+            raise ValueError(
+                f"Frozen modules are shared by a member that trains in {self.precision} and one that trains in "
+                f"{precision}. Give members of different precision modules of their own."
+            )
+        self.precision, self._was_run = precision, True
+        cast_frozen(self, precision)
+
+
+@dataclass
+class Memo:
+    """What was computed for some images."""
+
+    images: Tensor | None = None
+    results: list[Tensor] = field(default_factory=list)
+
+    def of(self, images: Tensor) -> list[Tensor]:
+        """What is there for these images; everything else is forgotten."""
+        if images is not self.images:
+            self.images, self.results = images, []
+        return self.results
+
+
+class Prefix(Frozen):
+    """The meta model's modules, and the tokens between them."""
+
+    def __init__(self, meta: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.meta = nn.ModuleList(meta)
+        self._memo = Memo()
+        self.freeze()
+
+    def forward(self, images: Tensor, index: int) -> Tensor:
+        """What module `index` gets of images (B, 3, H, W): these for the first, tokens (B, L, D) for others.
+
+        No graph, but tensors that may be saved for a backward pass, so not in inference mode.
+        """
+        results = self._memo.of(images)
+        with torch.no_grad():
+            if not results:
+                results.append(images.bfloat16() if self.precision == "bf16_pure" else images)
+            for module in self.meta[len(results) - 1 : index]:
+                results.append(module(results[-1]))
+                self.calls["prefix"] += 1
+        return results[index]
+
+    def after(self, index: int) -> nn.Sequential:
+        """The modules after place `index`."""
+        return nn.Sequential(*self.meta[index + 1 :])
+
+
+class TeacherHybrid(Frozen):
+    """The meta model with the teacher module in place `index`."""
+
+    def __init__(self, prefix: Prefix, index: int, teacher: nn.Module) -> None:
+        super().__init__()
+        self.prefix, self.index, self.teacher, self.after = prefix, index, teacher, prefix.after(index)
+        self._memo = Memo()
+        self.freeze()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, 3, H, W)."""
+        tokens = self.prefix(images, self.index)
+        results = self._memo.of(images)
+        if not results:
+            with torch.inference_mode():
+                logits = self.after(self.teacher(tokens))
+            results.append(logits.clone())  # outside of inference mode: a tensor like any other
+            self.calls["teacher"] += 1
+        return results[0]
