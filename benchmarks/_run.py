@@ -6,15 +6,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from m2mkd_ray.execution.executor import execute
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.job import Job
 from m2mkd_ray.execution.launcher import Launcher, LocalLauncher, Report
-from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.store import Store
-from m2mkd_ray.execution.worker import Job, versions
+from m2mkd_ray.execution.worker import versions
 from m2mkd_ray.pipeline import plan
 from m2mkd_ray.recipe import Recipe
 
@@ -27,18 +29,28 @@ class TimedLauncher:
         self.runs_in_process = inner.runs_in_process
         self.submitted: dict[str, float] = {}
 
-    def submit(self, job: Job, store: Store) -> None:
+    def submit(
+        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+    ) -> None:
         """As the launcher inside."""
-        self.submitted[job.address] = time.time()
-        self.inner.submit(job, store)
+        self.submitted |= {job.address: time.time() for job in jobs}
+        self.inner.submit(jobs, store, node, resources)
 
     def poll(self, timeout_s: float) -> list[Report]:
         """As the launcher inside."""
         return self.inner.poll(timeout_s)
 
-    def kill(self, address: str) -> None:
+    def kill(self, address: str) -> set[str]:
         """As the launcher inside."""
-        self.inner.kill(address)
+        return self.inner.kill(address)
+
+    def recall(self, addresses: Collection[str]) -> set[str]:
+        """As the launcher inside."""
+        return self.inner.recall(addresses)
+
+    def nodes(self) -> list[Node]:
+        """As the launcher inside."""
+        return self.inner.nodes()
 
     def problems(self, stages: Sequence[Stage], store: Store) -> list[str]:
         """As the launcher inside."""

@@ -28,6 +28,7 @@ from m2mkd_ray.execution import (
     StageReused,
     StageSkipped,
     StageStarted,
+    StageWaits,
     Store,
 )
 from m2mkd_ray.reporting.units import duration
@@ -80,6 +81,8 @@ class Row:
                 self.state, self.seconds, self.words, self.step = "complete", seconds, said(metrics), None
             case StageRetried(kind=kind, attempt=attempt):
                 self.state, self.words, self.step = "retry", f"{kind} in attempt {attempt}", None
+            case StageWaits(reason=reason):
+                self.words = f"no node has room: it asks for {reason}"
             case StageFailed(message=message):
                 self.state, self.words = "failed", message.partition("\n")[0]
             case StageSkipped(because=because):
@@ -205,6 +208,8 @@ def _sentence(row: Row, event: Event) -> str:
             return f"complete after {duration(seconds)}{words}"
         case StageRetried(delay_s=delay_s):
             return f"tried again in {delay_s:.1f} s, {row.words}"
+        case StageWaits():
+            return f"waits, {row.words}"
         case StageFailed():
             return f"failed{words}"
         case StageSkipped():

@@ -38,6 +38,15 @@ StallTimeout = Annotated[
         help="End and retry a stage that has reported progress, and then none for so long; 0: never.",
     ),
 ]
+WaitTimeout = Annotated[
+    float,
+    typer.Option(
+        "--wait-timeout",
+        metavar="SECONDS",
+        min=0,
+        help="Give a stage up that no node has been able to hold for so long; 0: never.",
+    ),
+]
 
 
 class LauncherName(StrEnum):
@@ -63,6 +72,7 @@ def run(
     address: Address = None,
     num_cpus: NumCpus = None,
     stall_timeout: StallTimeout = 1800.0,
+    wait_timeout: WaitTimeout = 3600.0,
     verify: Annotated[
         bool, typer.Option("--verify", help="First compare complete artifacts with their hashes.")
     ] = False,
@@ -82,7 +92,13 @@ def run(
     try:
         with follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as follow:
             outcome = execute(
-                stages, opened, machine, on_event=follow, verify=verify, stall_timeout_s=stall_timeout or None
+                stages,
+                opened,
+                machine,
+                on_event=follow,
+                verify=verify,
+                stall_timeout_s=stall_timeout or None,
+                wait_timeout_s=wait_timeout or None,
             )
     finally:
         machine.close()
@@ -147,7 +163,8 @@ def _ray(
     from m2mkd_ray.execution import check
     from m2mkd_ray.execution.ray_launcher import RayLauncher
 
-    launcher = RayLauncher(address, num_cpus=(num_cpus or preflight.available_cpus()) if address is None else None)
+    cpus = (num_cpus or preflight.available_cpus()) if address is None else None
+    launcher = RayLauncher(address, num_cpus=cpus, prewarm=["m2mkd_ray.stages.incubate"])
     try:
         nodes = launcher.nodes()
         ranks = preflight.rank_problems(stages, nodes)

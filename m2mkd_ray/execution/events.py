@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from m2mkd_ray.errors import M2mkdError, RunError
 from m2mkd_ray.execution.failures import Kind
+from m2mkd_ray.execution.job import Where
 from m2mkd_ray.execution.stage import Metrics, Stage
 from m2mkd_ray.execution.store import Progress
-from m2mkd_ray.execution.worker import Where
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,17 @@ class StageRetried:
 
 
 @dataclass(frozen=True)
+class StageWaits:
+    """No node that is there can hold the stage; it waits for one."""
+
+    stage: Stage
+    reason: str
+    """Which resource is missing."""
+    since: float
+    """In seconds since 1970."""
+
+
+@dataclass(frozen=True)
 class StageFailed:
     """The stage failed for good."""
 
@@ -83,7 +94,9 @@ class StageSkipped:
     """The failed stages above it."""
 
 
-Event = StageReused | StageStarted | StageProgress | StageEnded | StageRetried | StageFailed | StageSkipped
+Event = (
+    StageReused | StageStarted | StageProgress | StageEnded | StageRetried | StageWaits | StageFailed | StageSkipped
+)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,10 @@ failure could not be counted apart, and the log would not tell of them).
 """
 
 import logging
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from types import FrameType
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from m2mkd_ray.errors import ArtifactError, LockedError, StoreError, UsageError
 from m2mkd_ray.execution import failures
@@ -33,13 +28,19 @@ from m2mkd_ray.execution.events import (
     StageReused,
     StageSkipped,
     StageStarted,
+    StageWaits,
 )
 from m2mkd_ray.execution.failures import GiveUp, Kind, Retry
-from m2mkd_ray.execution.launcher import Failed, Finished, Launcher, Report, Started
+from m2mkd_ray.execution.given import AsGiven
+from m2mkd_ray.execution.interrupts import interrupts
+from m2mkd_ray.execution.launcher import Launcher
 from m2mkd_ray.execution.locks import Locks
+from m2mkd_ray.execution.placement import Placer
+from m2mkd_ray.execution.reports import Failed, Finished, Report, Started
+from m2mkd_ray.execution.runs import Run, State
+from m2mkd_ray.execution.seating import Seating
 from m2mkd_ray.execution.stage import Stage, in_order
-from m2mkd_ray.execution.store import Progress, Store
-from m2mkd_ray.execution.worker import Where, job
+from m2mkd_ray.execution.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ def execute(
     on_event: Callable[[Event], None] = lambda event: None,
     verify: bool = False,
     stall_timeout_s: float | None = None,
+    wait_timeout_s: float | None = None,
     decide: Decide = failures.decide,
+    place: Placer | None = None,
 ) -> Outcome:
     """Run what is not complete of a plan.
 
@@ -70,7 +73,9 @@ def execute(
         verify: compare the contents of all complete artifacts with their hashes first, not only their sizes.
         stall_timeout_s: kill and retry a stage that has reported in this attempt, and then for so long no more;
             None: never. Before its first report and after its last step a stage has as long as it needs.
+        wait_timeout_s: give a stage up that no node has been able to hold for so long; None: never.
         decide: what to do about a failure.
+        place: which stages get a worker, where and in which order; None: all, as the plan has them (`AsGiven`).
 
     Returns:
         How each stage ended; `raise_for_failures()` turns failures into one exception.
@@ -81,8 +86,12 @@ def execute(
         KeyboardInterrupt: SIGINT or SIGTERM; workers are killed, locks released, checkpoints kept.
     """
     stages = closure(plan, until)
-    with Locks(store) as locks, _interrupts(raise_at_once=launcher.runs_in_process) as interrupted:
-        executor = _Executor(stages, store, launcher, locks, interrupted, on_event, stall_timeout_s, decide)
+    with Locks(store) as locks, interrupts(raise_at_once=launcher.runs_in_process) as interrupted:
+        runs = {stage.address: Run(stage) for stage in stages}
+        seating = Seating(runs, store, launcher, place or AsGiven())
+        executor = _Executor(
+            runs, store, launcher, locks, interrupted, on_event, stall_timeout_s, wait_timeout_s, decide, seating
+        )
         try:
             executor.look(verify)
             executor.loop()
@@ -108,53 +117,30 @@ def closure(plan: Sequence[Stage], until: Iterable[str] | None = None) -> list[S
     return in_order(stage for stage in ordered if stage.name in wanted)
 
 
-class _State(Enum):
-    WAITING = auto()
-    RUNNING = auto()
-    COMPLETE = auto()
-    FAILED = auto()
-    SKIPPED = auto()
-
-
-@dataclass
-class _Run:
-    """What the executor knows of a stage."""
-
-    stage: Stage
-    state: _State = _State.WAITING
-    history: list[Kind] = field(default_factory=list)
-    not_before: float = 0.0
-    where: Where = field(default_factory=dict)
-    started: float | None = None
-    """Monotonic time at which a worker took it up; None while it waits for one."""
-    progress: Progress | None = None
-    """What it last said; before this attempt's first report, what an earlier one left."""
-    changed: float | None = None
-    """Monotonic time at which this attempt last said something; None before its first report."""
-    end: Event | None = None
-
-
 class _Executor:
     def __init__(
         self,
-        stages: Sequence[Stage],
+        runs: dict[str, Run],
         store: Store,
         launcher: Launcher,
         locks: Locks,
         interrupted: threading.Event,
         on_event: Callable[[Event], None],
         stall_timeout_s: float | None,
+        wait_timeout_s: float | None,
         decide: Decide,
+        seating: Seating,
     ) -> None:
-        self._runs = {stage.address: _Run(stage) for stage in stages}
+        self._runs = runs
         self._store = store
         self._launcher = launcher
         self._locks = locks
         self._interrupted = interrupted
         self._on_event = on_event
         self._stall_timeout_s = stall_timeout_s
+        self._wait_timeout_s = wait_timeout_s
         self._decide = decide
-        self._cost: dict[str, float] = {}
+        self._seating = seating
         self._repaired: set[str] = set()
         self._next_watch = 0.0
 
@@ -171,22 +157,22 @@ class _Executor:
             else:
                 self._clear(run.stage)
         self._sweep()
-        self._cost = self._store.seconds(run.stage.name for run in self._in_state(_State.WAITING))
+        self._seating.know(self._store.seconds(run.stage.name for run in self._in_state(State.WAITING)))
 
     def _sweep(self) -> None:
         """Delete unfinished work of complete stages, which a kill in a commit leaves."""
-        complete = {run.stage.address for run in self._in_state(_State.COMPLETE)}
+        complete = {run.stage.address for run in self._in_state(State.COMPLETE)}
         for address in complete.intersection(self._store.unfinished()):
             try:
                 self._store.forget_unfinished(address)
             except OSError as error:  # another user's, perhaps; it hinders nobody
                 logger.warning("The unfinished work of %s, which is complete, stays: %s", address, error)
 
-    def _reuse(self, run: _Run, verify: bool) -> bool:
+    def _reuse(self, run: Run, verify: bool) -> bool:
         status = self._store.status(run.stage.address, verify=verify)
         if status.state != "complete" or status.manifest is None:
             return False
-        self._end(run, _State.COMPLETE, StageReused(run.stage, status.manifest["seconds"], status.manifest["metrics"]))
+        self._end(run, State.COMPLETE, StageReused(run.stage, status.manifest["seconds"], status.manifest["metrics"]))
         return True
 
     def _clear(self, stage: Stage) -> None:
@@ -202,9 +188,9 @@ class _Executor:
     def loop(self) -> None:
         """Run until nothing is left that could."""
         while True:
-            self._submit_ready()
-            running = self._in_state(_State.RUNNING)
-            waiting = self._in_state(_State.WAITING)
+            self._seating.fill([run for run in self._in_state(State.WAITING) if self._is_ready(run)])
+            running = self._in_state(State.RUNNING)
+            waiting = self._in_state(State.WAITING)
             if not running and not waiting:
                 return
             reports = self._launcher.poll(_POLL_S) if running else self._sleep(waiting)
@@ -215,29 +201,22 @@ class _Executor:
             if self._interrupted.is_set():
                 raise KeyboardInterrupt
 
-    def _sleep(self, waiting: Sequence[_Run]) -> list[Report]:
-        soonest = min(run.not_before for run in waiting)
-        self._interrupted.wait(max(0.0, min(_POLL_S, soonest - time.monotonic())))
+    def _sleep(self, waiting: Sequence[Run]) -> list[Report]:
+        soonest = min(run.not_before for run in waiting) - time.monotonic()
+        # What is ready and still waits has no seat: that changes with the nodes, if it does.
+        self._interrupted.wait(min(_POLL_S, soonest) if soonest > 0 else _POLL_S)
         return []
 
-    def _submit_ready(self) -> None:
-        """Submit everything ready at once, longest first: what has no room yet is what an autoscaler sees."""
-        ready = [run for run in self._in_state(_State.WAITING) if self._is_ready(run)]
-        for run in sorted(ready, key=lambda run: -self._cost.get(run.stage.name, 0.0)):
-            run.state, run.started, run.changed = _State.RUNNING, None, None
-            run.progress = self._store.progress(run.stage.address)
-            self._store.forget_scratch(run.stage.address)
-            self._launcher.submit(job(run.stage), self._store)
-
-    def _is_ready(self, run: _Run) -> bool:
+    def _is_ready(self, run: Run) -> bool:
         needs = (self._runs[need.address] for need in run.stage.reads.values())
-        return time.monotonic() >= run.not_before and all(need.state is _State.COMPLETE for need in needs)
+        return time.monotonic() >= run.not_before and all(need.state is State.COMPLETE for need in needs)
 
     def _handle(self, report: Report) -> None:
         run = self._runs[report.address]
+        self._seating.change()
         match report:
             case Started(where=where):
-                run.where, run.started = where, time.monotonic()
+                self._seating.take_up(run, where)
                 step = self._store.checkpoints(run.stage.address).newest_step()
                 goes_on = "" if step is None else f", goes on from its checkpoint of step {step}"
                 logger.info("%s started on %s (pid %s)%s", run.stage.address, where["host"], where["pid"], goes_on)
@@ -245,17 +224,19 @@ class _Executor:
             case Finished(metrics=metrics):
                 seconds = self._store.manifest(run.stage.address)["seconds"]
                 logger.info("%s ended after %.1f s", run.stage.address, seconds)
-                self._end(run, _State.COMPLETE, StageEnded(run.stage, seconds, metrics, run.where))
+                self._seating.know({run.stage.name: seconds})
+                self._end(run, State.COMPLETE, StageEnded(run.stage, seconds, metrics, run.where))
                 self._locks.release([run.stage.address])
             case Failed():
+                report = _in_its_cohort(report, run)
                 self._end_attempt(run, report.kind, report.message)
                 if not (isinstance(report.error, ArtifactError) and self._repair(run)):
                     self._judge(run, report)
 
-    def _repair(self, run: _Run) -> bool:
+    def _repair(self, run: Run) -> bool:
         """Have spoilt needs made anew, each once a run; False if that is not what stopped the stage."""
         needs = [self._runs[need.address] for need in run.stage.reads.values()]
-        complete = [need for need in needs if need.state is _State.COMPLETE]
+        complete = [need for need in needs if need.state is State.COMPLETE]
         spoilt = [need for need in complete if self._store.status(need.stage.address, verify=True).state != "complete"]
         addresses = {need.stage.address for need in spoilt}
         if addresses & self._repaired or (not spoilt and len(complete) == len(needs)):
@@ -268,28 +249,29 @@ class _Executor:
         self._repaired |= addresses
         for need in spoilt:
             self._clear(need.stage)
-            need.state, need.end = _State.WAITING, None
-        run.state = _State.WAITING
+            need.state, need.end = State.WAITING, None
+        run.wait()
         return True
 
-    def _judge(self, run: _Run, failed: Failed) -> None:
+    def _judge(self, run: Run, failed: Failed) -> None:
         """Ask the policy about a failure, and do as it says."""
         decision = self._decide(failed.kind, tuple(run.history))
         run.history.append(failed.kind)
         name, kind, attempt = run.stage.address, failed.kind, len(run.history)
         if isinstance(decision, Retry):
             logger.warning("%s is retried in %.1f s: attempt %d %s", name, decision.delay_s, attempt, failed.message)
-            run.state, run.not_before = _State.WAITING, time.monotonic() + decision.delay_s
+            run.is_loner = run.is_loner or kind is Kind.CROWDED
+            run.wait(until=time.monotonic() + decision.delay_s)
             self._on_event(StageRetried(run.stage, kind, attempt, decision.delay_s, failed.message))
             return
         logger.error("%s failed (%s): %s\n%s", name, decision.reason, failed.message, failed.traceback)
         end = StageFailed(run.stage, kind, decision.reason, failed.message, failed.traceback, failed.error)
-        self._end(run, _State.FAILED, end)
+        self._end(run, State.FAILED, end)
         self._locks.release([name])
         self._skip_below()
 
     def _skip_below(self) -> None:
-        for run in self._in_state(_State.WAITING):  # in order: a stage comes after its needs
+        for run in self._in_state(State.WAITING):  # in order: a stage comes after its needs
             ends = [self._runs[need.address].end for need in run.stage.reads.values()]
             causes: dict[str, Stage] = {}
             for end in ends:
@@ -298,31 +280,65 @@ class _Executor:
                 elif isinstance(end, StageSkipped):
                     causes |= {stage.address: stage for stage in end.because}
             if causes:
-                self._end(run, _State.SKIPPED, StageSkipped(run.stage, tuple(causes.values())))
+                self._end(run, State.SKIPPED, StageSkipped(run.stage, tuple(causes.values())))
                 self._locks.release([run.stage.address])
 
     def _watch(self) -> None:
-        """Pass on what workers report, and end those that have been silent for too long."""
+        """Look at nodes, pass on what workers report, and end those that have been silent for too long."""
+        if self._seating.look_at_nodes():
+            self._seating.replan()
         if time.monotonic() < self._next_watch:
             return
         self._next_watch = time.monotonic() + (_WATCH_LOCAL_S if self._store.is_local else _WATCH_REMOTE_S)
-        for run in self._in_state(_State.RUNNING):
-            if run.started is None:
-                continue
-            progress = self._store.progress(run.stage.address)
-            if progress is not None and progress != run.progress:
-                run.progress, run.changed = progress, time.monotonic()
-                self._on_event(StageProgress(run.stage, progress))
-            elif self._stall_timeout_s is not None and _silence_s(run) > self._stall_timeout_s:
-                self._launcher.kill(run.stage.address)
-                message = f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s"
-                self._handle(Failed(run.stage.address, Kind.STALLED, message))
+        for run in self._in_state(State.RUNNING):
+            if run.state is State.RUNNING and run.started is not None:  # a mate's end may have changed it
+                self._watch_progress(run)
+        self._watch_waiting()
+
+    def _watch_progress(self, run: Run) -> None:
+        progress = self._store.progress(run.stage.address)
+        if progress is not None and progress != run.progress:
+            run.progress, run.changed = progress, time.monotonic()
+            self._on_event(StageProgress(run.stage, progress))
+        elif self._stall_timeout_s is not None and _silence_s(run) > self._stall_timeout_s:
+            self._kill(run)
+            message = f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s"
+            self._handle(Failed(run.stage.address, Kind.STALLED, message))
+
+    def _kill(self, run: Run) -> None:
+        """End a stage's worker; the other members of its cohort wait for another one, at no cost."""
+        for address in self._launcher.kill(run.stage.address):
+            mate = self._runs[address]
+            self._end_attempt(mate, "INTERRUPTED", f"its worker was ended, because {run.stage.address} stalled")
+            mate.wait()
+
+    def _watch_waiting(self) -> None:
+        """Say which stages no node can hold, and give them up after a while."""
+        waiting = [run for run in self._in_state(State.WAITING) if self._is_ready(run)]
+        waiting += [run for run in self._in_state(State.RUNNING) if run.started is None]
+        lacking, now = self._seating.lacking(waiting), time.monotonic()
+        for run in waiting:
+            reason = lacking.get(run.stage.address)
+            if reason is None:
+                run.lacks_since = None
+            elif run.lacks_since is None:
+                run.lacks_since = now
+                logger.warning("%s waits for a node: it asks for %s", run.stage.address, reason)
+                self._on_event(StageWaits(run.stage, reason, time.time()))
+            elif self._wait_timeout_s is not None and now - run.lacks_since > self._wait_timeout_s:
+                self._give_up_waiting(run, reason)
+
+    def _give_up_waiting(self, run: Run, reason: str) -> None:
+        if run.state is State.RUNNING and run not in self._seating.recall([run]):
+            return  # a worker has just taken it up
+        message = f"No node could hold it for {self._wait_timeout_s:.0f} s: it asks for {reason}"
+        self._judge(run, Failed(run.stage.address, Kind.UNPLACED, message))
 
     # The end
 
     def abandon(self) -> None:
         """End all workers; what they checkpointed stays."""
-        running = self._in_state(_State.RUNNING)
+        running = self._in_state(State.RUNNING)
         for run in running:
             self._launcher.kill(run.stage.address)
         for run in running:
@@ -340,46 +356,27 @@ class _Executor:
             skipped=tuple(end for end in ends if isinstance(end, StageSkipped)),
         )
 
-    def _end_attempt(self, run: _Run, outcome: str, message: str = "") -> None:
+    def _end_attempt(self, run: Run, outcome: str, message: str = "") -> None:
         """Say how an attempt ended, unless another driver took its stage over: the open attempt is that one's."""
         if self._locks.holds(run.stage.address):
             self._store.end_attempt(run.stage.address, outcome, message)
 
-    def _end(self, run: _Run, state: _State, event: Event) -> None:
+    def _end(self, run: Run, state: State, event: Event) -> None:
         run.state, run.end = state, event
         self._on_event(event)
 
-    def _in_state(self, state: _State) -> list[_Run]:
+    def _in_state(self, state: State) -> list[Run]:
         return [run for run in self._runs.values() if run.state is state]
 
 
-def _silence_s(run: _Run) -> float:
+def _in_its_cohort(failed: Failed, run: Run) -> Failed:
+    """A failure as it is to be judged: memory that was too small for a cohort may do for one of its members."""
+    is_crowded = run.seated is not None and len(run.seated.seat.stages) > 1
+    return replace(failed, kind=Kind.CROWDED) if is_crowded and failed.kind is Kind.OUT_OF_MEMORY else failed
+
+
+def _silence_s(run: Run) -> float:
     """Seconds since a stage's last report; 0 where none is due: before the first, and after the last step."""
     if run.changed is None or run.progress is None or run.progress.step >= run.progress.total_steps:
         return 0.0
     return time.monotonic() - run.changed
-
-
-@contextmanager
-def _interrupts(raise_at_once: bool) -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event (or KeyboardInterrupt); the second ends the process at once."""
-    interrupted = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        interrupted.set()
-        logger.warning("%s: ending workers; run the same command to go on", signal.Signals(number).name)
-        if raise_at_once:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted  # signals are the main thread's; it has its own way to end us
-        return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -23,6 +23,10 @@ class Kind(StrEnum):
     """It raised an exception."""
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     """Its process or GPU had no memory left."""
+    CROWDED = "CROWDED"
+    """Its process or GPU had no memory left while other members of a cohort were there; it may do alone."""
+    UNPLACED = "UNPLACED"
+    """No node could hold it, for longer than it was to wait."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ RETRIES: dict[Kind, int | None] = {
     Kind.STALLED: 2,
     Kind.RAISED: 0,
     Kind.OUT_OF_MEMORY: 0,
+    Kind.CROWDED: 1,
+    Kind.UNPLACED: 0,
 }
 """How often a stage is tried again, by kind; None: without limit."""
 
@@ -58,6 +64,9 @@ _ADVICE = {
     Kind.RAISED: "the same input raises again, so it was not retried",
     Kind.OUT_OF_MEMORY: "lower `micro_batch` (the batch, and so the result, stays the same), "
     "or give the stage a larger device",
+    Kind.CROWDED: "have fewer stages in one cohort, or lower `micro_batch`",
+    Kind.UNPLACED: "add a node that has what it asks for, lower its resources, or have it wait longer "
+    "(`m2mkd run --wait-timeout SECONDS`, 0: for ever)",
 }
 
 

@@ -4,7 +4,7 @@ Stuck autoscalers are among the most frequent complaints about Ray (ray-project/
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from m2mkd_ray.execution.stage import Resources, Stage
 
@@ -17,6 +17,10 @@ class Node:
 
     name: str
     resources: Mapping[str, float]
+    id: str = ""
+    """By which a seat names it; empty for a type of node."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What Ray knows of it besides: the type of its accelerators, what its operator said of it."""
 
 
 def misfits(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
@@ -26,13 +30,19 @@ def misfits(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
         by_request.setdefault(stage.resources, []).append(stage.name)
     found = []
     for resources, names in by_request.items():
-        wanted = _wanted(resources)
-        who = _who(names)
-        if resources.gpus > 1 and resources.gpus != int(resources.gpus):
-            found.append(f"{who} {resources.gpus:g} GPUs, but above one GPU Ray gives only whole ones.")
-        elif not any(_holds(node, wanted) for node in nodes):
-            found.append(f"{who} {_say(wanted)}, but no node has so much: {_largest(nodes, wanted)}.")
+        if (text := lack(resources, nodes)) is not None:
+            found.append(f"{_who(names)} {text}")
     return found
+
+
+def lack(resources: Resources, nodes: Sequence[Node]) -> str | None:
+    """What is asked for and what there is, where no node can hold it; None if one can."""
+    wanted = _wanted(resources)
+    if resources.gpus > 1 and resources.gpus != int(resources.gpus):
+        return f"{resources.gpus:g} GPUs, but above one GPU Ray gives only whole ones."
+    if not any(_holds(node, wanted) for node in nodes):
+        return f"{_say(wanted)}, but no node has so much: {_largest(nodes, wanted)}."
+    return None
 
 
 def _wanted(resources: Resources) -> dict[str, float]:

@@ -1,70 +1,62 @@
 """The seam between the executor and the machines that run stages.
 
 A launcher is given jobs and tells, in the order in which it happens, which
-started, finished or failed. It decides nothing: retries and order are the
+started, finished or failed. It decides nothing: retries and places are the
 executor's. `LocalLauncher` is here; `RayLauncher` has a file of its own, so that
 whoever needs no cluster does not wait for the import of Ray.
 """
 
-import traceback
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from m2mkd_ray.errors import M2mkdError
-from m2mkd_ray.execution.failures import Kind
-from m2mkd_ray.execution.stage import Metrics, Stage
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.job import Job, here
+from m2mkd_ray.execution.reports import End, Failed, Finished, Report, Started, raised
+from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.store import Store
-from m2mkd_ray.execution.worker import Job, Where, here, run_job
+from m2mkd_ray.execution.worker import run_cohort
 
-
-@dataclass(frozen=True)
-class Started:
-    """A worker took a job up."""
-
-    address: str
-    where: Where
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A job's artifact is complete."""
-
-    address: str
-    metrics: Metrics
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A job did not come to its end."""
-
-    address: str
-    kind: Kind
-    message: str
-    traceback: str = ""
-    """Where it was raised, as Python prints it; empty if nothing was."""
-    error: M2mkdError | None = None
-    """The exception itself if it is one of ours; others need not pickle."""
-
-
-Report = Started | Finished | Failed
+__all__ = ["Launcher", "LocalLauncher", "Report", "Started", "Finished", "Failed", "raised"]
 
 
 class Launcher(Protocol):
     """Runs jobs somewhere."""
 
     runs_in_process: bool
-    """Whether `poll` runs stages itself, so that an interrupt has to go right through it."""
+    """Whether `poll` runs stages itself, so that an interrupt has to go right through it, and nothing waits for
+    room."""
 
-    def submit(self, job: Job, store: Store) -> None:
-        """Have a job run as soon as there is room for it."""
+    def submit(
+        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+    ) -> None:
+        """Have a job, or several as a cohort, run in one worker as soon as there is room for it.
+
+        Args:
+            node: id of the node that the worker has to be on; None: any.
+            resources: of the worker; None: those of the first job.
+        """
 
     def poll(self, timeout_s: float) -> list[Report]:
         """What happened since the last call; waits up to `timeout_s` for something."""
 
-    def kill(self, address: str) -> None:
-        """End a job's worker at once, if it has one; nothing more is reported of it."""
+    def kill(self, address: str) -> set[str]:
+        """End a job's worker at once, if it has one; nothing more is reported of it, nor of those that end with it.
+
+        Returns:
+            The addresses of the other members of its cohort that had not left.
+        """
+
+    def recall(self, addresses: Collection[str]) -> set[str]:
+        """Withdraw jobs that no worker has taken up yet, each with its cohort.
+
+        Returns:
+            The addresses that were withdrawn; nothing more is reported of them.
+        """
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are there now; empty where there is only this process."""
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Why the plan cannot run here, a sentence for each reason; empty if it can."""
@@ -73,55 +65,71 @@ class Launcher(Protocol):
         """Give back what this launcher started."""
 
 
-def raised(address: str, error: BaseException) -> Failed:
-    """An exception of a stage as a report that can cross processes."""
-    ours = isinstance(error, M2mkdError)
-    return Failed(
-        address=address,
-        kind=Kind.OUT_OF_MEMORY if _is_out_of_memory(error) else Kind.RAISED,
-        message=str(error) if ours else f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
-        error=error if isinstance(error, M2mkdError) else None,
-    )
+@dataclass
+class _Seated:
+    """Jobs that are run together, and those of them that have not left."""
 
+    jobs: Sequence[Job]
+    store: Store
+    inside: set[str] = field(init=False)
+    ends: Generator[End, None, None] | None = None
+    """None until it has started."""
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # By name: torch.OutOfMemoryError (CUDA) is not worth importing torch; its CPU allocator raises RuntimeError.
-    by_name = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return by_name or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    def __post_init__(self) -> None:
+        self.inside = {job.address for job in self.jobs}
 
 
 class LocalLauncher:
-    """Runs stages one after another in this process, whatever they ask for: for laptops and tests."""
+    """Runs stages one after another in this process, whatever they ask for: for laptops and tests.
+
+    The members of a cohort run together; `poll` goes on until the next one leaves.
+    """
 
     runs_in_process = True
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Job, Store]] = deque()
-        self._next: tuple[Job, Store] | None = None
+        self._waiting: deque[_Seated] = deque()
+        self._now: _Seated | None = None
 
-    def submit(self, job: Job, store: Store) -> None:
+    def submit(
+        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+    ) -> None:
         """See `Launcher`."""
-        self._waiting.append((job, store))
+        self._waiting.append(_Seated(jobs, store))
 
     def poll(self, timeout_s: float) -> list[Report]:
-        """Tells of a start, and with the next call runs that stage to its end."""
-        if self._next is None:
+        """Tells of a start; with each further call runs until one of those that started has come to its end."""
+        if self._now is None:
             if not self._waiting:
                 return []
-            self._next = self._waiting.popleft()
-            return [Started(self._next[0].address, here())]
-        (job, store), self._next = self._next, None
-        try:
-            return [Finished(job.address, run_job(job, store, here()))]
-        except (Exception, SystemExit) as error:
-            return [raised(job.address, error)]
+            self._now = self._waiting.popleft()
+            self._now.ends = run_cohort(self._now.jobs, self._now.store, here())
+            return [Started(job.address, here()) for job in self._now.jobs]
+        seated = self._now
+        assert seated.ends is not None
+        end = next(seated.ends)
+        seated.inside.discard(end.address)
+        if not seated.inside:
+            self._leave()
+        return [end]
 
-    def kill(self, address: str) -> None:
+    def kill(self, address: str) -> set[str]:
         """See `Launcher`."""
-        self._waiting = deque(entry for entry in self._waiting if entry[0].address != address)
-        if self._next is not None and self._next[0].address == address:
-            self._next = None
+        if self._now is not None and address in self._now.inside:
+            others = self._now.inside - {address}
+            self._leave()
+            return others
+        return self.recall([address]) - {address}
+
+    def recall(self, addresses: Collection[str]) -> set[str]:
+        """See `Launcher`."""
+        recalled = [seated for seated in self._waiting if not seated.inside.isdisjoint(addresses)]
+        self._waiting = deque(seated for seated in self._waiting if seated not in recalled)
+        return {address for seated in recalled for address in seated.inside}
+
+    def nodes(self) -> list[Node]:
+        """See `Launcher`."""
+        return []
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """See `Launcher`."""
@@ -130,4 +138,10 @@ class LocalLauncher:
     def close(self) -> None:
         """See `Launcher`."""
         self._waiting.clear()
-        self._next = None
+        self._leave()
+
+    def _leave(self) -> None:
+        """Have the generator that runs the current jobs tidy up."""
+        seated, self._now = self._now, None
+        if seated is not None and seated.ends is not None:
+            seated.ends.close()

@@ -50,6 +50,9 @@ class View:
 class Placer(Protocol):
     """Decides about seats."""
 
+    replans: bool
+    """Whether seats that no worker has taken yet are to be asked for anew when nodes have come or gone."""
+
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """Seats for ready stages, in the order in which they should be taken. Stages that are left out wait, and
         are asked about again whenever something has changed."""

@@ -1,33 +1,29 @@
 """Runs stages in Ray actors: on this machine, or on a cluster.
 
-Every stage has an actor of its own. All that is ready is submitted at once, so
-that the autoscaler sees the whole demand; Ray starts an actor when a node has
-room. Ray restarts nothing (`max_restarts=0`): the executor does, which counts
-kinds of failure apart and tells of each.
+The connection to Ray and what its nodes can hold are here; the actors are in
+`pool.py`.
 """
 
 import json
 import logging
-import math
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ray
-import ray.cloudpickle
 import ray.exceptions
 import ray.util.client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.errors import ClusterError, StoreError
-from m2mkd_ray.execution.failures import Kind
 from m2mkd_ray.execution.feasibility import Node, misfits
-from m2mkd_ray.execution.launcher import Failed, Finished, Report, Started, raised
-from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.job import Job
+from m2mkd_ray.execution.pool import Pool, Shape, failed
+from m2mkd_ray.execution.reports import Report
+from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.store import Store
-from m2mkd_ray.execution.worker import Job, Where, here, run_job
 
 logger = logging.getLogger(__name__)
 
@@ -38,38 +34,10 @@ _CONNECT_TIMEOUT_S = 10.0
 _SETTINGS = 4
 _NO_SETTINGS = bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 """An HTTP/2 frame: length (3 bytes), type, flags, stream (4 bytes)."""
-_RAISED = (
-    ray.exceptions.RayTaskError,
-    ray.exceptions.RuntimeEnvSetupError,
-    ray.exceptions.ActorUnschedulableError,
-)
-"""What would happen again: exceptions outside the stage's own code, and requests that Ray refuses."""
-
-
-class _Worker:
-    """The actor of one stage. The job comes pickled, so that threads are set before it imports anything."""
-
-    def __init__(self, cpus: float, gpus: float) -> None:
-        logging.basicConfig(level=logging.INFO)
-        threads = str(max(1, math.ceil(cpus)))
-        os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
-        if not gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # since 2.5x Ray leaves all GPUs visible to who asked for none
-
-    def where(self) -> Where:
-        runtime = ray.get_runtime_context()
-        return {**here(), "node_id": runtime.get_node_id(), "actor_id": runtime.get_actor_id()}
-
-    def run(self, pickled_job: bytes, address: str, store: Store) -> Finished | Failed:
-        try:
-            job: Job = ray.cloudpickle.loads(pickled_job)
-            return Finished(address, run_job(job, store, self.where()))
-        except (Exception, SystemExit) as error:
-            return raised(address, error)
 
 
 class RayLauncher:
-    """Runs every stage in a Ray actor.
+    """Runs stages in Ray actors, which are kept warm between them.
 
     Args:
         address: of the cluster (`auto`, `host:port`, `ray://…`); None: a Ray of our own on this machine, or the one
@@ -77,6 +45,8 @@ class RayLauncher:
         num_cpus: cores of a Ray of our own; None: what the machine has. So for `num_gpus`.
         temp_dir: where a Ray of our own keeps sockets and logs; short, as a socket's path has at most 107 bytes.
         runtime_env: Ray's runtime environment for all workers.
+        keep_idle_s: how long a worker may be idle before its resources are given back.
+        prewarm: names of modules that most stages need, which a worker imports while it is idle.
 
     Raises:
         ClusterError: no cluster answers there, or none can be started here.
@@ -92,10 +62,10 @@ class RayLauncher:
         num_gpus: int | None = None,
         temp_dir: str | None = None,
         runtime_env: Mapping[str, Any] | None = None,
+        keep_idle_s: float = 30.0,
+        prewarm: Sequence[str] = (),
     ) -> None:
-        self._actors: dict[str, Any] = {}
-        self._waiting: dict[Any, tuple[str, bool]] = {}
-        """By object reference: the address, and whether it tells of the start."""
+        self._pool = Pool(keep_idle_s, prewarm)
         self._is_ours = not ray.is_initialized()
         self._is_local = address is None and self._is_ours
         if not self._is_ours:
@@ -128,37 +98,23 @@ class RayLauncher:
                 f"later, the token (RAY_AUTH_TOKEN) that cluster and driver must share."
             ) from error
 
-    def submit(self, job: Job, store: Store) -> None:
-        """Ask for an actor with the stage's resources; it runs when a node has room."""
-        resources = job.resources
-        actor_class = ray.remote(_Worker).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            memory=int(resources.memory_gb * 1e9) if resources.memory_gb else None,
-            max_restarts=0,
-            max_task_retries=0,
-        )
-        actor: Any = actor_class.remote(resources.cpus, resources.gpus)
-        self._actors[job.address] = actor
-        self._waiting[actor.where.remote()] = (job.address, True)
-        self._waiting[actor.run.remote(ray.cloudpickle.dumps(job), job.address, store)] = (job.address, False)
+    def submit(
+        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+    ) -> None:
+        """See `Launcher`; a worker is asked of Ray, or a free one taken, with the next `poll`."""
+        self._pool.submit(jobs, store, Shape(resources or jobs[0].resources, node))
 
     def poll(self, timeout_s: float) -> list[Report]:
-        """What happened since the last call; waits up to `timeout_s` for something."""
-        references = list(self._waiting)
-        if not references:
-            return []
-        ready, _ = ray.wait(references, num_returns=1, timeout=timeout_s)
-        if ready:
-            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        starts_first = sorted(ready, key=lambda reference: not self._waiting[reference][1])
-        return [report for reference in starts_first for report in self._take(reference)]
+        """See `Launcher`."""
+        return self._pool.poll(timeout_s)
 
-    def kill(self, address: str) -> None:
-        """End a stage's process at once."""
-        if (actor := self._actors.pop(address, None)) is not None:
-            ray.kill(actor)
-        self._waiting = {ref: known for ref, known in self._waiting.items() if known[0] != address}
+    def kill(self, address: str) -> set[str]:
+        """See `Launcher`."""
+        return self._pool.kill(address)
+
+    def recall(self, addresses: Collection[str]) -> set[str]:
+        """See `Launcher`."""
+        return self._pool.recall(addresses)
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Stages that no node can hold, and nodes that cannot write the store."""
@@ -171,33 +127,18 @@ class RayLauncher:
 
     def nodes(self) -> list[Node]:
         """The nodes that are there now."""
-        return [Node(_node_name(node), node["Resources"]) for node in _alive()]
+        return [Node(_node_name(node), node["Resources"], node["NodeID"], node["Labels"]) for node in _alive()]
 
     def may_grow(self) -> bool:
         """Whether an autoscaler may start more nodes."""
         return not self._is_local and (bool(_node_types()) or _may_autoscale())
 
     def close(self) -> None:
-        """End all actors, and Ray if this launcher started or connected it."""
-        for address in list(self._actors):
-            self.kill(address)
+        """End all workers, and Ray if this launcher started or connected it."""
+        self._pool.close()
         if self._is_ours:
             self._is_ours = False
             ray.shutdown()
-
-    def _take(self, reference: Any) -> list[Report]:
-        address, is_start = self._waiting.pop(reference)
-        try:
-            result = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            if is_start:
-                return []  # the run's own reference tells of the same death
-            self.kill(address)
-            return [failed(address, error)]
-        if is_start:
-            return [Started(address, result)]
-        self.kill(address)
-        return [result]
 
 
 def _reach(address: str | None) -> None:
@@ -229,22 +170,6 @@ def _greet(connection: socket.socket) -> None:
         raise ConnectionError(advice) from error
     if len(frame) < len(_NO_SETTINGS) or frame[3] != _SETTINGS:
         raise ConnectionError(advice)
-
-
-def failed(address: str, error: ray.exceptions.RayError) -> Failed:
-    """What Ray says of a stage that did not come back, by kind."""
-    exceptions = ray.exceptions
-    if isinstance(error, exceptions.OutOfMemoryError):
-        kind = Kind.OUT_OF_MEMORY
-    elif isinstance(error, exceptions.RayActorError) and error.preempted:
-        kind = Kind.PREEMPTED
-    elif isinstance(error, _RAISED) or (isinstance(error, exceptions.RayActorError) and error.actor_init_failed):
-        kind = Kind.RAISED
-    else:
-        # ActorDiedError, ActorUnavailableError, WorkerCrashedError, NodeDiedError, lost objects: the machine's fault.
-        kind = Kind.LOST
-    text = str(error).strip() or type(error).__name__
-    return Failed(address, kind, f"{type(error).__name__}: {text.splitlines()[0]}", traceback=text)
 
 
 def _alive() -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""What runs in a worker: builds the context of one stage, runs it, commits what it left.
+"""What runs in a worker: builds the context of each stage, runs it, or several together, commits what they left.
 
-A job is a stage without its graph: what it needs is a list of addresses, so a
-worker imports the files of its own stage and no others. Running a job twice does
-no harm: whoever is second finds the artifact complete and does nothing.
+Running a job twice does no harm: whoever is second finds the artifact complete and
+does nothing.
 """
 
 import importlib.metadata
@@ -15,64 +14,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from m2mkd_ray.execution.context import Checkpoints, Made, Maker, StageContext
-from m2mkd_ray.execution.stage import Metrics, Resources, Stage
+from m2mkd_ray.execution.cohort import Left, Member
+from m2mkd_ray.execution.context import Checkpoints, Made, Maker
+from m2mkd_ray.execution.job import Job, Where
+from m2mkd_ray.execution.reports import End, Finished, raised
+from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.execution.store import Progress, Store, now
 
 logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 1.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-Where = Mapping[str, Any]
-"""The place of a worker: host, pid, and with Ray node_id and actor_id."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage as its worker sees it."""
-
-    name: str
-    key: str
-    address: str
-    of: str
-    version: int
-    run: Callable[[Any, StageContext], Metrics]
-    config: BaseModel
-    needs: Mapping[str, str]
-    """Addresses of all that it reads, by role."""
-    resources: Resources
-    placement: BaseModel
-
-
-def job(stage: Stage) -> Job:
-    """The job of a stage."""
-    return Job(
-        name=stage.name,
-        key=stage.key,
-        address=stage.address,
-        of=stage.of,
-        version=stage.version,
-        run=stage.run,
-        config=stage.config,
-        needs={role: need.address for role, need in stage.reads.items()},
-        resources=stage.resources,
-        placement=stage.placement,
-    )
-
-
-def here() -> dict[str, Any]:
-    """The place of this process."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "node_id": None, "actor_id": None}
 
 
 class WorkerContext:
@@ -126,26 +85,122 @@ def run_job(job: Job, store: Store, where: Where) -> Metrics:
         StoreError: the store cannot be written.
         Exception: whatever the stage raises.
     """
-    if store.status(job.address).state == "complete":
-        return store.manifest(job.address)["metrics"]
+    if (metrics := _complete(job, store)) is not None:
+        return metrics
     with _threads(max(1, math.ceil(job.resources.cpus))):
         try:
-            return _run(job, store, where)
+            attempt = _Attempt(job, store, where)
+            try:
+                return attempt.commit(job.run(job.config, attempt.context))
+            finally:
+                attempt.discard()
         except Exception:
             # A worker that was taken for lost but lives may find its files gone under it when the other is done.
-            if store.status(job.address).state == "complete":
-                logger.info("%s was completed by another worker meanwhile", job.address)
-                return store.manifest(job.address)["metrics"]
+            if (metrics := _complete(job, store)) is None:
+                raise
+            logger.info("%s was completed by another worker meanwhile", job.address)
+            return metrics
+
+
+def run_cohort(jobs: Sequence[Job], store: Store, where: Where) -> Generator[End, None, None]:
+    """Run several stages together, commit each as it leaves, and tell how each ended, once.
+
+    A member that fails leaves the others at work; what the function that runs them raises ends all that have not
+    left. A member whose artifact is complete already takes no part. One job alone is run as `run_job` does.
+    """
+    if len(jobs) == 1:
+        yield _told(jobs[0], store, lambda: run_job(jobs[0], store, where))
+        return
+    members = []
+    for job in jobs:
+        if (metrics := _complete(job, store)) is None:
+            members.append(job)
+        else:
+            yield Finished(job.address, metrics)
+    if not members:
+        return
+    if len(members) > 1:
+        where = {**where, "cohort": [job.address for job in members]}
+    with _threads(max(1, math.ceil(members[0].resources.cpus))):
+        yield from _run_together(members, store, where)
+
+
+def _run_together(jobs: Sequence[Job], store: Store, where: Where) -> Iterator[End]:
+    attempts: list[_Attempt] = []
+    try:
+        for job in jobs:
+            try:
+                attempts.append(_Attempt(job, store, where))
+            except Exception as error:
+                yield raised(job.address, error)
+        if attempts:
+            yield from _each_that_leaves(attempts, store)
+    finally:
+        for attempt in attempts:
+            attempt.discard()
+
+
+def _each_that_leaves(attempts: Sequence["_Attempt"], store: Store) -> Iterator[End]:
+    """Go through a cohort to its end."""
+    inside = dict(enumerate(attempts))
+    together = attempts[0].job.together
+    try:
+        if together is None:
+            raise TypeError(f"{attempts[0].job.name} cannot run in a cohort: its stage has no `together`")
+        for left in together([Member(attempt.job.config, attempt.context) for attempt in attempts]):
+            if (attempt := inside.pop(left.place, None)) is None:
+                raise ValueError(f"the function that runs the cohort told twice of place {left.place}, or of none")
+            yield _told(attempt.job, store, partial(_result, attempt, left))
+            attempt.discard()
+        if inside:
+            raise RuntimeError("the function that runs the cohort ended without a word about this member")
+    except (Exception, SystemExit) as error:
+        for attempt in inside.values():
+            yield raised(attempt.job.address, error)
+
+
+def _result(attempt: "_Attempt", left: Left) -> Metrics:
+    """Commit what a member left behind, or raise what stopped it."""
+    if left.error is not None:
+        raise left.error
+    if left.metrics is None:
+        raise TypeError(f"{attempt.job.name} left its cohort with neither metrics nor an error")
+    return attempt.commit(left.metrics)
+
+
+def _told(job: Job, store: Store, result: Callable[[], Metrics]) -> End:
+    """What a job returns or raises, as a report."""
+    try:
+        return Finished(job.address, result())
+    except (Exception, SystemExit) as error:
+        if (metrics := _complete(job, store)) is not None:  # another worker was faster; see `run_job`
+            return Finished(job.address, metrics)
+        return raised(job.address, error)
+
+
+def _complete(job: Job, store: Store) -> Metrics | None:
+    """The metrics of a job's artifact, None if it is not complete."""
+    status = store.status(job.address)
+    return None if status.state != "complete" or status.manifest is None else status.manifest["metrics"]
+
+
+class _Attempt:
+    """One try at a stage: said in the store when it begins, with a folder of its own until it is committed."""
+
+    def __init__(self, job: Job, store: Store, where: Where) -> None:
+        self.job, self._store, self._where = job, store, where
+        self._started, self._clock = now(), time.perf_counter()
+        self._attempts = _begin_attempt(job, store, where, self._started)
+        self._out = store.scratch(job.address)
+        try:
+            self.context = WorkerContext(job, store, self._out)
+        except BaseException:
+            self.discard()
             raise
 
-
-def _run(job: Job, store: Store, where: Where) -> Metrics:
-    started, clock = now(), time.perf_counter()
-    attempts = _begin_attempt(job, store, where, started)
-    out = store.scratch(job.address)
-    try:
-        context = WorkerContext(job, store, out)
-        metrics = job.run(job.config, context)
+    def commit(self, metrics: Metrics) -> Metrics:
+        """Make what the stage left its artifact; gives the metrics of the artifact that is now there."""
+        job, ended, progress = self.job, now(), self.context.progress
         manifest = {
             "format": 1,
             "name": job.name,
@@ -155,19 +210,21 @@ def _run(job: Job, store: Store, where: Where) -> Metrics:
             "config": job.config.model_dump(mode="json"),
             "needs": dict(job.needs),
             "metrics": dict(metrics),
-            "progress": None if context.progress is None else asdict(context.progress),
+            "progress": None if progress is None else asdict(progress),
             "resources": job.resources.model_dump(mode="json"),
             "placement": job.placement.model_dump(mode="json"),
             "versions": versions(),
-            "started": started,
-            "ended": now(),
-            "seconds": time.perf_counter() - clock,
-            "where": dict(where),
-            "attempts": [*attempts[:-1], {**attempts[-1], "ended": now(), "outcome": "COMPLETE"}],
+            "started": self._started,
+            "ended": ended,
+            "seconds": time.perf_counter() - self._clock,
+            "where": dict(self._where),
+            "attempts": [*self._attempts[:-1], {**self._attempts[-1], "ended": ended, "outcome": "COMPLETE"}],
         }
-        return store.commit(job.address, out, manifest)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)  # after a commit it is gone, or a copy
+        return self._store.commit(job.address, self._out, manifest)
+
+    def discard(self) -> None:
+        """Delete what is left of its folder: after a commit it is gone, or a copy."""
+        shutil.rmtree(self._out, ignore_errors=True)
 
 
 def _begin_attempt(job: Job, store: Store, where: Where, started: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from m2mkd_ray.execution import (
     Metrics,
     Outcome,
     Progress,
+    Resources,
     Stage,
     StageContext,
     StageEnded,
@@ -34,9 +35,11 @@ from m2mkd_ray.execution import (
     Store,
     execute,
 )
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.job import Job, here
 from m2mkd_ray.execution.launcher import Finished, Report, Started
 from m2mkd_ray.execution.locks import Locks, owner_of
-from m2mkd_ray.execution.worker import Job, here, run_job
+from m2mkd_ray.execution.worker import run_job
 
 DRIVER = """
 import sys
@@ -343,8 +346,10 @@ class Worker:
         self.says = says
         self.killed: list[str] = []
 
-    def submit(self, job: Job, store: Store) -> None:
-        self.job, self.store = job, store
+    def submit(
+        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+    ) -> None:
+        (self.job,), self.store = jobs, store
         self.todo: list[tuple[int, int] | str | None] = ["start", *self.says, "end"]
 
     def poll(self, timeout_s: float) -> list[Report]:
@@ -358,8 +363,15 @@ class Worker:
                 self.store.say_progress(self.job.address, Progress(step, total, {}, time.time(), 1, "here"))
         return []
 
-    def kill(self, address: str) -> None:
+    def kill(self, address: str) -> set[str]:
         self.killed.append(address)
+        return set()
+
+    def recall(self, addresses: Collection[str]) -> set[str]:
+        return set()
+
+    def nodes(self) -> list[Node]:
+        return [Node("here", {"CPU": 1.0})]
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         return []

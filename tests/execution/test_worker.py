@@ -11,7 +11,8 @@ from toy import Number, add, number
 
 from m2mkd_ray.errors import ArtifactError
 from m2mkd_ray.execution import LocalLauncher, Metrics, Resources, Stage, StageContext, Store, execute
-from m2mkd_ray.execution.worker import here, job, run_job
+from m2mkd_ray.execution.job import here, job
+from m2mkd_ray.execution.worker import run_job
 
 seen: dict[str, Any] = {}
 

@@ -17,7 +17,8 @@ from m2mkd_ray.data.importers.source import Sample, Source, SplitSource
 from m2mkd_ray.data.importers.write import WriteConfig, write
 from m2mkd_ray.data.lanes import balanced
 from m2mkd_ray.execution import Metrics, Stage, Store
-from m2mkd_ray.execution.worker import here, job, run_job
+from m2mkd_ray.execution.job import here, job
+from m2mkd_ray.execution.worker import run_job
 from m2mkd_ray.pipeline import plan, variant
 from m2mkd_ray.recipe import Recipe, override
 from m2mkd_ray.recipes import find_recipe

@@ -1,0 +1,42 @@
+"""Seats as the plan gives them: with the resources that each stage asks for, on any node, longest first."""
+
+from collections.abc import Mapping, Sequence
+
+from m2mkd_ray.execution.placement import Seat, View
+from m2mkd_ray.execution.stage import Stage
+
+
+class AsGiven:
+    """A seat for every stage, or for up to `Stage.cohort` stages that may run together."""
+
+    replans = False
+
+    def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
+        """See `Placer`. What takes longest comes first, as it took before, or else by its operations."""
+        seconds = expected_seconds(ready, view.seconds)
+        # A sort is stable: of what is not known, the order of the plan stays.
+        longest_first = sorted(ready, key=lambda stage: -seconds.get(stage.address, 0.0))
+        cohorts: list[list[Stage]] = []
+        with_room: dict[object, list[Stage]] = {}
+        for stage in longest_first:
+            alike = (stage.mates, stage.together, stage.resources)
+            cohort = with_room.get(alike, [])
+            if not cohort:
+                cohorts.append(cohort)
+            cohort.append(stage)
+            may_grow = stage.together is not None and stage.mates and len(cohort) < min(mate.cohort for mate in cohort)
+            with_room[alike] = cohort if may_grow else []
+        return [Seat(tuple(cohort), cohort[0].resources) for cohort in cohorts]
+
+
+def expected_seconds(stages: Sequence[Stage], measured: Mapping[str, float]) -> dict[str, float]:
+    """How long stages may take, by address; those of which nothing is known are left out.
+
+    What was never measured is judged by its operations, at the speed of stages of which both are known. Where
+    there are none of these, any speed gives the right order among what was not measured, and so fast a one is taken
+    that it comes after what was.
+    """
+    speeds = sorted(stage.flops / measured[stage.name] for stage in stages if stage.flops and measured.get(stage.name))
+    speed = speeds[len(speeds) // 2] if speeds else 1e30
+    by_flops = {stage.address: stage.flops / speed for stage in stages if stage.flops}
+    return by_flops | {stage.address: measured[stage.name] for stage in stages if stage.name in measured}

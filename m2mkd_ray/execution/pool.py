@@ -1,0 +1,284 @@
+"""Workers by shape, kept warm, and the seats that wait for them.
+
+A worker takes seconds to start and to import what it needs, so it belongs to no
+stage: as many workers are asked of Ray as seats wait, by what they need and where
+(their *shape*), so that an autoscaler sees the whole demand. A seat is handed over
+only to a worker that is up and free, first come, first served; a worker that ends
+a seat takes the next one of its shape, and requests that this leaves over are
+withdrawn. So nothing is bound to a process that may never come, and a lost worker
+costs a start, not a place in the queue.
+
+An idle worker holds resources. It is kept only while nothing else could use its
+room: no seat of another shape, no placement group (the ranks of a Ray Train job),
+no autoscaler that would take its node back. A worker that met anything but an
+expected error is not used again.
+
+What Ray says comes through callbacks into one queue: `ray.wait` over hundreds of
+references costs milliseconds each time, and the driver has many ends a second.
+"""
+
+import logging
+import queue
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import ray
+import ray.cloudpickle
+import ray.exceptions
+import ray.util
+
+from m2mkd_ray.execution.failures import Kind
+from m2mkd_ray.execution.job import Job, Where
+from m2mkd_ray.execution.ray_worker import ask_for_worker
+from m2mkd_ray.execution.reports import Failed, Report, Started
+from m2mkd_ray.execution.stage import Resources
+from m2mkd_ray.execution.store import Store
+
+logger = logging.getLogger(__name__)
+
+_LOOK_FOR_GROUPS_EVERY_S = 1.0
+_RAISED = (
+    ray.exceptions.RayTaskError,
+    ray.exceptions.RuntimeEnvSetupError,
+    ray.exceptions.ActorUnschedulableError,
+)
+"""What would happen again: exceptions outside the stage's own code, and requests that Ray refuses."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What makes workers interchangeable."""
+
+    resources: Resources
+    node: str | None
+    """Id of the node that it has to be on; None: any."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """The jobs of a seat."""
+
+    jobs: Sequence[Job]
+    store: Store
+    shape: Shape
+    inside: dict[str, None] = field(init=False)
+    """Addresses of those that have not left, in order."""
+
+    def __post_init__(self) -> None:
+        self.inside = dict.fromkeys(job.address for job in self.jobs)
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor that was asked for."""
+
+    actor: Any
+    shape: Shape
+    where: Where | None = None
+    """None until it is up."""
+    work: _Work | None = None
+    idle_since: float = 0.0
+    is_spoilt: bool = False
+    """Whether it met something after which a process is not to be trusted."""
+
+    @property
+    def is_idle(self) -> bool:
+        return self.where is not None and self.work is None
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether it may do what is asked of a worker of this shape."""
+        return self.shape.resources == shape.resources and self.is_where(shape)
+
+    def is_where(self, shape: Shape) -> bool:
+        """Whether it is where a worker of this shape may be."""
+        return self.where is not None and shape.node in (None, self.where["node_id"])
+
+
+_Step = Literal["up", "taken", "left"]
+
+
+class Pool:
+    """The workers of one driver.
+
+    Args:
+        keep_idle_s: how long a worker may wait for a seat.
+        prewarm: names of modules that a worker imports before its second seat.
+    """
+
+    def __init__(self, keep_idle_s: float, prewarm: Sequence[str]) -> None:
+        self._keep_idle_s = keep_idle_s
+        self._prewarm = tuple(prewarm)
+        self._queue: list[_Work] = []
+        self._workers: dict[_Worker, None] = {}  # a set that keeps its order: the oldest first
+        self._inbox: queue.SimpleQueue[tuple[_Worker, _Step, Future[Any]]] = queue.SimpleQueue()
+        self._next_look = 0.0
+
+    def submit(self, jobs: Sequence[Job], store: Store, shape: Shape) -> None:
+        """Queue a seat."""
+        self._queue.append(_Work(jobs, store, shape))
+
+    def poll(self, timeout_s: float) -> list[Report]:
+        """Hand out what can be handed out, and tell what happened; waits up to `timeout_s` for something."""
+        self._hand_out()
+        reports: list[Report] = []
+        try:
+            heard = self._inbox.get(timeout=timeout_s)
+            while True:
+                reports += self._hear(*heard)
+                heard = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+        self._hand_out()
+        return reports
+
+    def kill(self, address: str) -> set[str]:
+        """End the worker that has a job, or withdraw its seat; gives the others that were in it."""
+        for worker in list(self._workers):
+            if worker.work is not None and address in worker.work.inside:
+                self._end(worker)
+                return set(worker.work.inside) - {address}
+        return self.recall([address]) - {address}
+
+    def recall(self, addresses: Collection[str]) -> set[str]:
+        """Withdraw seats that no worker has been given; gives the addresses of all their jobs."""
+        wanted = set(addresses)
+        recalled = [work for work in self._queue if not wanted.isdisjoint(work.inside)]
+        for work in recalled:
+            self._queue.remove(work)
+        return {address for work in recalled for address in work.inside}
+
+    def close(self) -> None:
+        """End all workers."""
+        self._queue.clear()
+        for worker in list(self._workers):
+            self._end(worker)
+
+    # Workers and what they are given
+
+    def _hand_out(self) -> None:
+        """Give seats to free workers, and have as many more workers on their way as seats wait."""
+        for worker in [worker for worker in self._workers if worker.is_idle]:
+            if (work := next((work for work in self._queue if worker.fits(work.shape)), None)) is not None:
+                self._queue.remove(work)
+                self._give(worker, work)
+        waiting = Counter(work.shape for work in self._queue)
+        coming: dict[Shape, list[_Worker]] = defaultdict(list)
+        for worker in self._workers:
+            if worker.where is None:
+                coming[worker.shape].append(worker)
+        for shape in waiting.keys() | coming.keys():
+            for worker in coming[shape][waiting[shape] :]:
+                self._end(worker)  # the youngest: the oldest may be about to come up
+            for _ in range(waiting[shape] - len(coming[shape])):
+                self._ask(shape)
+        self._make_room(list(waiting))
+
+    def _make_room(self, waiting: Sequence[Shape]) -> None:
+        """End workers that have been idle for too long, or that hold what others wait for."""
+        idle = [worker for worker in self._workers if worker.is_idle]
+        if not idle:
+            return
+        are_all_in_the_way = self._does_a_group_wait()
+        for worker in idle:
+            is_in_the_way = are_all_in_the_way or any(worker.is_where(shape) for shape in waiting)
+            if is_in_the_way or time.monotonic() - worker.idle_since > self._keep_idle_s:
+                self._end(worker)
+
+    def _does_a_group_wait(self) -> bool:
+        """Whether a placement group waits for room; looked for at most once a second."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _LOOK_FOR_GROUPS_EVERY_S
+        return any(
+            group["state"] in ("PENDING", "RESCHEDULING") for group in ray.util.placement_group_table().values()
+        )
+
+    def _ask(self, shape: Shape) -> None:
+        worker = _Worker(ask_for_worker(shape.resources, shape.node), shape)
+        self._workers[worker] = None
+        self._listen(worker, "up", worker.actor.where.remote())
+
+    def _give(self, worker: _Worker, work: _Work) -> None:
+        """Everything that the worker has to do is asked for at once, so that it never waits for the driver."""
+        worker.work = work
+        pickled = ray.cloudpickle.dumps(list(work.jobs))
+        self._listen(worker, "taken", worker.actor.take.remote(pickled, list(work.inside), work.store))
+        for _ in work.inside:
+            self._listen(worker, "left", worker.actor.next.remote())
+        worker.actor.rest.remote(self._prewarm)
+
+    def _end(self, worker: _Worker) -> None:
+        del self._workers[worker]
+        ray.kill(worker.actor)
+
+    # What they say
+
+    def _listen(self, worker: _Worker, step: _Step, reference: Any) -> None:
+        reference.future().add_done_callback(lambda future: self._inbox.put((worker, step, future)))
+
+    def _hear(self, worker: _Worker, step: _Step, future: "Future[Any]") -> list[Report]:
+        if worker not in self._workers:
+            return []  # it was ended, or its death was told already
+        try:
+            result = future.result()
+        except ray.exceptions.RayError as error:
+            return self._lose(worker, step, error)
+        if step == "up":
+            worker.where, worker.idle_since = result, time.monotonic()
+            return []
+        assert worker.work is not None
+        assert worker.where is not None
+        if step == "taken":
+            addresses = list(worker.work.inside)
+            where = worker.where if len(addresses) == 1 else {**worker.where, "cohort": addresses}
+            return [Started(address, where) for address in addresses]
+        return [self._leave(worker, worker.work, result)]
+
+    def _leave(self, worker: _Worker, work: _Work, end: Report) -> Report:
+        """A member came to its end; after the last one the worker is free."""
+        del work.inside[end.address]
+        if isinstance(end, Failed) and (end.error is None or end.kind is Kind.OUT_OF_MEMORY):
+            worker.is_spoilt = True
+        if not work.inside:
+            worker.work, worker.idle_since = None, time.monotonic()
+            if worker.is_spoilt:
+                self._end(worker)
+        return end
+
+    def _lose(self, worker: _Worker, step: _Step, error: ray.exceptions.RayError) -> list[Report]:
+        """A worker died, or was never to be had."""
+        self._end(worker)
+        if step == "taken" and worker.work is not None and not isinstance(error, _RAISED):
+            logger.info("A worker died while it was idle; %s gets another one", ", ".join(worker.work.inside))
+            self._queue.insert(0, worker.work)
+            return []
+        work = worker.work
+        if work is None:  # it never came up: that is told of the first seat that waits for one like it
+            work = next((work for work in self._queue if work.shape == worker.shape), None)
+            if work is None:
+                return []
+            self._queue.remove(work)
+        told = [failed(address, error) for address in work.inside]
+        if isinstance(error, ray.exceptions.ActorUnschedulableError) and worker.shape.node is not None:
+            return [replace(one, kind=Kind.PREEMPTED) for one in told]  # the node that it was to be on is gone
+        return list(told)
+
+
+def failed(address: str, error: ray.exceptions.RayError) -> Failed:
+    """What Ray says of a stage that did not come back, by kind."""
+    exceptions = ray.exceptions
+    if isinstance(error, exceptions.OutOfMemoryError):
+        kind = Kind.OUT_OF_MEMORY
+    elif isinstance(error, exceptions.RayActorError) and error.preempted:
+        kind = Kind.PREEMPTED
+    elif isinstance(error, _RAISED) or (isinstance(error, exceptions.RayActorError) and error.actor_init_failed):
+        kind = Kind.RAISED
+    else:
+        # ActorDiedError, ActorUnavailableError, WorkerCrashedError, NodeDiedError, lost objects: the machine's fault.
+        kind = Kind.LOST
+    text = str(error).strip() or type(error).__name__
+    return Failed(address, kind, f"{type(error).__name__}: {text.splitlines()[0]}", traceback=text)

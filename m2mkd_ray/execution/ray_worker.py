@@ -1,0 +1,87 @@
+"""The actor in which stages run, one seat after another. It belongs to no stage until it is given one."""
+
+import gc
+import importlib
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from m2mkd_ray.execution.job import Job, Where, here
+from m2mkd_ray.execution.reports import End, raised
+from m2mkd_ray.execution.stage import Resources
+from m2mkd_ray.execution.store import Store
+from m2mkd_ray.execution.worker import run_cohort
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Takes a seat, runs it, rests, takes the next. Jobs come pickled: threads are set before they import anything."""
+
+    def __init__(self, cpus: float, gpus: float) -> None:
+        logging.basicConfig(level=logging.INFO)
+        threads = str(max(1, math.ceil(cpus)))
+        os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # since 2.5x Ray leaves all GPUs visible to who asked for none
+        self._ends: Iterator[End] = iter(())
+
+    def where(self) -> Where:
+        """The place of this worker."""
+        runtime = ray.get_runtime_context()
+        return {**here(), "node_id": runtime.get_node_id(), "actor_id": runtime.get_actor_id()}
+
+    def take(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store) -> None:
+        """Take a seat; each call of `next` then runs it until another of its members has come to its end."""
+        self._ends = self._run(pickled_jobs, addresses, store)
+
+    def next(self) -> End:
+        """How the next member ended."""
+        return next(self._ends)
+
+    def rest(self, modules: Sequence[str]) -> None:
+        """Give back what the last seat left in memory, and import what the next one is likely to need."""
+        self._ends = iter(())
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception:
+                logger.warning("%s cannot be imported; whoever needs it will say so", module, exc_info=True)
+
+    def _run(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store) -> Iterator[End]:
+        try:
+            jobs: Sequence[Job] = ray.cloudpickle.loads(pickled_jobs)
+        except (Exception, SystemExit) as error:
+            yield from (raised(address, error) for address in addresses)
+            return
+        yield from run_cohort(jobs, store, self.where())
+
+
+def ask_for_worker(resources: Resources, node: str | None) -> Any:
+    """An actor with these resources, on a node if one is named; it comes up when there is room.
+
+    Ray restarts it never (`max_restarts=0`): the executor does, which counts kinds of failure apart.
+    """
+    return (
+        ray.remote(Worker)
+        .options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            memory=int(resources.memory_gb * 1e9) if resources.memory_gb else None,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=None if node is None else NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        .remote(resources.cpus, resources.gpus)
+    )

@@ -1,0 +1,77 @@
+"""What the executor knows of the stages of a run."""
+
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+from m2mkd_ray.execution.events import Event
+from m2mkd_ray.execution.failures import Kind
+from m2mkd_ray.execution.job import Where
+from m2mkd_ray.execution.placement import Seat
+from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.store import Progress
+
+
+class State(Enum):
+    """Where a stage is on its way."""
+
+    WAITING = auto()
+    """For what it reads, for its next try, or for a seat."""
+    RUNNING = auto()
+    """It has a seat, and a worker perhaps."""
+    COMPLETE = auto()
+    FAILED = auto()
+    SKIPPED = auto()
+
+
+@dataclass(eq=False)
+class Seated:
+    """A seat that was submitted."""
+
+    seat: Seat
+    node: str | None = None
+    """Id of the node that its worker is on; None until it has one."""
+    since: float = 0.0
+    """Monotonic time at which its worker took it up."""
+
+
+@dataclass(eq=False)
+class Run:
+    """What the executor knows of a stage."""
+
+    stage: Stage
+    state: State = State.WAITING
+    history: list[Kind] = field(default_factory=list)
+    not_before: float = 0.0
+    seated: Seated | None = None
+    """Its seat while it runs."""
+    is_loner: bool = False
+    """Whether a cohort was too much for it."""
+    where: Where = field(default_factory=dict)
+    started: float | None = None
+    """Monotonic time at which a worker took it up; None while it waits for one."""
+    progress: Progress | None = None
+    """What it last said; before this attempt's first report, what an earlier one left."""
+    changed: float | None = None
+    """Monotonic time at which this attempt last said something; None before its first report."""
+    lacks_since: float | None = None
+    """Monotonic time since which no node can hold it; None if one can."""
+    end: Event | None = None
+
+    @property
+    def offered(self) -> Stage:
+        """The stage as it is offered a seat."""
+        return replace(self.stage, together=None, mates="") if self.is_loner else self.stage
+
+    def sit(self, seated: Seated, progress: Progress | None) -> None:
+        """It was submitted; `progress` is what an earlier attempt said last."""
+        self.state, self.seated, self.started, self.changed, self.progress = (
+            State.RUNNING,
+            seated,
+            None,
+            None,
+            progress,
+        )
+
+    def wait(self, until: float = 0.0) -> None:
+        """It goes back to those that wait, until a monotonic time at least."""
+        self.state, self.seated, self.started, self.not_before = State.WAITING, None, None, until

@@ -1,0 +1,132 @@
+"""Asks for seats, submits them, and takes them back: the executor's hands for `placement.Placer`.
+
+Late binding: all that is ready is submitted, so that an autoscaler sees the whole
+demand, but a seat that no worker has taken up yet is not settled. It is recalled
+when nodes come or go, if the placer plans for nodes, and when no node can hold it.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from m2mkd_ray.execution.feasibility import Node, lack
+from m2mkd_ray.execution.job import Where, job
+from m2mkd_ray.execution.launcher import Launcher
+from m2mkd_ray.execution.placement import Occupied, Placer, Seat, View
+from m2mkd_ray.execution.runs import Run, Seated, State
+from m2mkd_ray.execution.stage import Resources
+from m2mkd_ray.execution.store import Store
+
+logger = logging.getLogger(__name__)
+
+_NODES_EVERY_S = 3.0
+
+
+class Seating:
+    """The seats of a run."""
+
+    def __init__(self, runs: Mapping[str, Run], store: Store, launcher: Launcher, placer: Placer) -> None:
+        self._runs = runs
+        self._store = store
+        self._launcher = launcher
+        self._placer = placer
+        self._seconds: dict[str, float] = {}
+        self._nodes: list[Node] = []
+        self._next_look = 0.0
+        self._left_out: set[str] = set()
+        self._has_changed = True
+
+    def know(self, seconds: Mapping[str, float]) -> None:
+        """How long stages of these names took."""
+        for name, took in seconds.items():
+            self._seconds[name] = max(took, self._seconds.get(name, 0.0))
+
+    def change(self) -> None:
+        """Something happened: what was left out is to be asked about again."""
+        self._has_changed = True
+
+    def fill(self, ready: Sequence[Run]) -> None:
+        """Ask for seats for what is ready, and submit them; what is left out waits until something has changed."""
+        addresses = {run.stage.address for run in ready}
+        if not ready or (addresses == self._left_out and not self._has_changed):
+            return
+        if not self._nodes:
+            self._nodes = self._launcher.nodes()
+        for seat in self._placer.seats([run.offered for run in ready], self._view()):
+            self._submit(seat)
+            addresses -= {stage.address for stage in seat.stages}
+        self._left_out, self._has_changed = addresses, False
+
+    def _submit(self, seat: Seat) -> None:
+        seated = Seated(seat)
+        for stage in seat.stages:
+            self._runs[stage.address].sit(seated, self._store.progress(stage.address))
+            self._store.forget_scratch(stage.address)
+        self._launcher.submit([job(stage) for stage in seat.stages], self._store, seat.node, seat.resources)
+
+    def _view(self) -> View:
+        running = [run for run in self._runs.values() if run.state is State.RUNNING]
+        inside: dict[Seated, set[str]] = {}
+        for run in running:
+            if run.seated is not None:
+                inside.setdefault(run.seated, set()).add(run.stage.address)
+        now = time.monotonic()
+        occupied = [
+            Occupied(
+                replace(seated.seat, stages=tuple(stage for stage in seated.seat.stages if stage.address in members)),
+                seated.node,
+                now - seated.since if seated.since else 0.0,
+            )
+            for seated, members in inside.items()
+        ]
+        return View(self._nodes, occupied, self._seconds)
+
+    def take_up(self, run: Run, where: Where) -> None:
+        """A worker began with a stage."""
+        run.where, run.started = where, time.monotonic()
+        run.lacks_since = None
+        if run.seated is not None and not run.seated.since:
+            run.seated.node, run.seated.since = where.get("node_id"), run.started
+
+    def recall(self, runs: Iterable[Run]) -> list[Run]:
+        """Take back seats that nobody has taken up, with all their stages; gives the runs that wait again."""
+        addresses = [run.stage.address for run in runs if run.state is State.RUNNING and run.started is None]
+        recalled = [self._runs[address] for address in self._launcher.recall(addresses)] if addresses else []
+        for run in recalled:
+            run.wait()
+        self._has_changed = True
+        return recalled
+
+    # Nodes
+
+    def look_at_nodes(self) -> bool:
+        """Whether nodes have come or gone since the last look; looked for every few seconds."""
+        if self._launcher.runs_in_process or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _NODES_EVERY_S
+        before, self._nodes = self._nodes, self._launcher.nodes()
+        if not before or {node.id for node in before} == {node.id for node in self._nodes}:
+            return False
+        logger.info("%d nodes are there, before there were %d", len(self._nodes), len(before))
+        return True
+
+    def replan(self) -> None:
+        """Have what nobody has taken up placed again, if the placer plans for nodes."""
+        self._has_changed = True
+        if self._placer.replans:
+            self.recall(self._runs.values())
+
+    def lacking(self, runs: Iterable[Run]) -> dict[str, str]:
+        """By address, what is missing for stages that wait for a worker and that no node can hold."""
+        if self._launcher.runs_in_process:
+            return {}
+        reasons: dict[Resources, str | None] = {}
+        found = {}
+        for run in runs:
+            resources = run.stage.resources if run.seated is None else run.seated.seat.resources
+            if resources not in reasons:
+                reasons[resources] = lack(resources, self._nodes)
+            if (reason := reasons[resources]) is not None:
+                found[run.stage.address] = reason
+        return found
