@@ -4,6 +4,9 @@
           └─ meta ─────────────┴─ pair-0 … pair-N ── assemble ── finetune ─┬─ evaluate-* ── report
                                                                            └─ export
 
+With `pairs.cache` a stage `logits-i` stands before each pair, and writes the teacher's
+logits down for it.
+
 `plan(recipe)` runs nothing: a plan is data, to be printed, compared with the store,
 cut short or carried out. Stages get the slices of the recipe that decide their
 result; two recipes that agree on a slice share the stage. A baseline adds the
@@ -25,6 +28,7 @@ from m2mkd_ray.slices import (
     incubation,
     reported,
     suite_data,
+    teachings,
     trained_vit,
 )
 
@@ -51,8 +55,11 @@ def variant(recipe: Recipe) -> dict[str, Stage]:
     meta = trained_vit(recipe, "meta", {"data": data})
     teacher, incubated = teacher_of(recipe, data, meta)
     read_by_pairs = {"data": data, "meta": meta} | ({"split": cut(recipe, teacher)} if distills else {})
+    logits = teachings(recipe, read_by_pairs) if distills else {}
     pairs = {
-        f"pair-{pair.index}": incubation(recipe, pair.index, "student", recipe.pairs, read_by_pairs)
+        f"pair-{pair.index}": incubation(
+            recipe, pair.index, "student", recipe.pairs, read_by_pairs, logits.get(f"logits-{pair.index}")
+        )
         for pair in recipe.blueprint.pairs
     }
     assembled = assembly(recipe, "student", list(pairs.values()))
@@ -67,8 +74,8 @@ def variant(recipe: Recipe) -> dict[str, Stage]:
         f"evaluate-{subject}": evaluation(recipe, subject, {**models, "data": data, **suites})
         for subject, models in subjects.items()
     }
-    trainings = {"meta": meta, **({"teacher": teacher, **incubated} if distills else {}), **pairs, "finetune": tuned}
-    return {"data": data, **trainings, **evaluations}
+    trainings = {"meta": meta, **({"teacher": teacher, **incubated} if distills else {}), **logits, **pairs}
+    return {"data": data, **trainings, "finetune": tuned, **evaluations}
 
 
 def teacher_of(recipe: Recipe, data: Stage, meta: Stage) -> tuple[Stage, dict[str, Stage]]:

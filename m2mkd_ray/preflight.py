@@ -8,6 +8,7 @@ machines. Models are built on the meta device, so that nothing is computed.
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from m2mkd_ray.models import create_vit, family, split
 from m2mkd_ray.models.moe import Experts
 from m2mkd_ray.recipe import Phase, Recipe
 from m2mkd_ray.stages.finetune import FinetunePlacement
+from m2mkd_ray.stages.group import Group
+from m2mkd_ray.stages.incubate import IncubatePlacement
 from m2mkd_ray.training.engine import deepspeed_config
 
 
@@ -277,35 +280,53 @@ def capacity_problems(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]
     return misfits(plan, nodes) + rank_problems(plan, nodes)
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of a stage, and the settings that they come from."""
+
+    group: Group
+    number: str
+    """The setting that says how many."""
+    none: str
+    """The setting with which there are none."""
+
+
+def ranks_of(stage: Stage) -> Ranks | None:
+    """The ranks that a stage starts through Ray Train; None: it starts none."""
+    placement = stage.placement
+    if isinstance(placement, FinetunePlacement) and placement.group is not None:
+        return Ranks(placement.group, "placement.finetune.num_workers", "placement.finetune.engine=torch")
+    if isinstance(placement, IncubatePlacement) and placement.group is not None:
+        return Ranks(placement.group, "placement.pairs.ranks", "placement.pairs.ranks=1")
+    return None
+
+
 def rank_problems(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
-    """Ranks of a fine-tuning that these nodes cannot hold; the stage itself asks only for its driver."""
-    placements = {stage.placement: stage for stage in plan if isinstance(stage.placement, FinetunePlacement)}
-    return [
-        problem
-        for placement, stage in placements.items()
-        if placement.engine == "deepspeed" and (problem := _too_many_ranks(stage, placement, nodes))
-    ]
+    """Ranks that these nodes cannot hold; a stage with ranks asks itself only for what drives them."""
+    ranked = {(ranks, stage.resources): stage for stage in plan if (ranks := ranks_of(stage)) is not None}
+    problems = (_too_many_ranks(stage, ranks, nodes) for (ranks, _), stage in ranked.items())
+    return [problem for problem in problems if problem]
 
 
-def _too_many_ranks(stage: Stage, placement: FinetunePlacement, nodes: Sequence[Node]) -> str | None:
-    wanted = {"CPU": placement.cpus_per_worker, "GPU": placement.gpus_per_worker}
-    wanted = {name: amount for name, amount in wanted.items() if amount}
+def _too_many_ranks(stage: Stage, ranks: Ranks, nodes: Sequence[Node]) -> str | None:
+    group = ranks.group
+    wanted = {name: amount for name, amount in (("CPU", group.cpus), ("GPU", group.gpus)) if amount}
     driver = {"CPU": stage.resources.cpus, "GPU": stage.resources.gpus}
     rooms = [
         sum(_room(other, wanted, driver if other is node else {}) for other in nodes)
         for node in nodes
         if all(node.resources.get(name, 0.0) >= amount for name, amount in driver.items())
     ]
-    if not rooms or (room := max(rooms)) >= placement.num_workers:
+    if not rooms or (room := max(rooms)) >= group.num_ranks:
         return None  # a driver that no node can hold is a misfit of its stage
     each = " and ".join(f"{amount:g} {name}s" for name, amount in wanted.items())
     has = ", ".join(f"{sum(node.resources.get(name, 0.0) for node in nodes):g} {name}s" for name in wanted)
     held = " and ".join(f"{amount:g} {name}s" for name, amount in driver.items() if amount)
     return (
-        f"{stage.name} asks for {placement.num_workers} ranks of {each} each, but there is room for {room} "
+        f"{stage.name} asks for {group.num_ranks} ranks of {each} each, but there is room for {room} "
         f"({len(nodes)} nodes with {has} in all"
         + (f", of which its driver holds {held}). Lower placement.driver, " if held else "). Lower ")
-        + "placement.finetune.num_workers or what each rank gets, or, for a Ray of our own, raise --num-cpus."
+        + f"{ranks.number} or what each rank gets, or, for a Ray of our own, raise --num-cpus."
     )
 
 

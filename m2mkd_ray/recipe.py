@@ -18,7 +18,8 @@ from m2mkd_ray.data import Augmentation
 from m2mkd_ray.errors import UsageError
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.stages.finetune import FinetunePlacement
-from m2mkd_ray.stages.incubate import DistillConfig
+from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
+from m2mkd_ray.stages.logits import LogitsKind
 from m2mkd_ray.stages.parts import Validation
 from m2mkd_ray.training import TrainConfig, TrainPlacement
 
@@ -83,6 +84,19 @@ class Pairs(Phase, frozen=True, extra="forbid"):
     """The module stage."""
 
     distill: DistillConfig = DistillConfig()
+    views: int | None = Field(None, gt=0)
+    """Views of each image, in turns: after so many epochs the same batches come again; None: a new one each epoch."""
+    cache: LogitsKind | None = None
+    """Write the teacher's logits of all views down first, as fp32, fp16 or top_k, and read them while training: for
+    many epochs, tries or trials. fp32 changes no result; None: the teacher is run each time."""
+    cache_top_k: int = Field(16, gt=0)
+    """top_k: classes whose logits are kept; the rest of the probability is spread evenly over the others."""
+
+    @model_validator(mode="after")
+    def _a_cache_needs_views_that_come_again(self) -> "Pairs":
+        if self.cache is not None and self.views is None:
+            raise ValueError("`cache` keeps the logits of views that come again: set `views`, such as views=8")
+        return self
 
 
 class StagePlacement(TrainPlacement, frozen=True, extra="forbid"):
@@ -98,8 +112,8 @@ class Placement(BaseModel, frozen=True, extra="forbid"):
     """Folder with imported data sets, reachable from every node; None: only what ships with the package."""
     models: StagePlacement = StagePlacement()
     """Training the meta model and the teacher."""
-    pairs: StagePlacement = StagePlacement()
-    """Training a module: one worker each."""
+    pairs: IncubatePlacement = IncubatePlacement()
+    """Training a module: a worker each, several in one (`cohort`), or several devices for one (`ranks`)."""
     finetune: FinetunePlacement = FinetunePlacement()
     """Training the whole student."""
     evaluation: StagePlacement = StagePlacement()
@@ -156,6 +170,14 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         ranks = self.placement.finetune.num_workers
         if self.placement.finetune.engine == "deepspeed" and lanes % ranks:
             problems.append(f"placement.finetune.num_workers {ranks} does not divide data.lanes {lanes}")
+        pairs = self.placement.pairs
+        if lanes % pairs.ranks:
+            problems.append(f"placement.pairs.ranks {pairs.ranks} does not divide data.lanes {lanes}")
+        if pairs.ranks > 1 and pairs.cohort > 1:
+            problems.append(
+                f"placement.pairs has ranks {pairs.ranks} and cohort {pairs.cohort}: a pair has several devices, or "
+                f"shares one, not both"
+            )
         if not self.suites:
             problems.append("suites is empty: name at least one")
         if problems:

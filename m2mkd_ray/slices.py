@@ -5,6 +5,8 @@ changing it runs nothing again; what decides only where and how fast goes into
 resources and placement.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +18,24 @@ from m2mkd_ray.data import FeedConfig, find
 from m2mkd_ray.data.shards import sha256
 from m2mkd_ray.errors import DataError
 from m2mkd_ray.evaluation import Suite, find_suite
-from m2mkd_ray.execution.stage import Stage
-from m2mkd_ray.recipe import Phase, Recipe
-from m2mkd_ray.stages import assemble, data, evaluate, export, finetune, incubate, report, split, vit
+from m2mkd_ray.execution.stage import Spread, Stage
+from m2mkd_ray.models.compute import pair_flops
+from m2mkd_ray.recipe import Pairs, Phase, Recipe
+from m2mkd_ray.stages import assemble, data, evaluate, export, finetune, incubate, logits, report, split, vit
 from m2mkd_ray.stages.incubate import DistillConfig
+from m2mkd_ray.stages.logits import LogitsKind
 from m2mkd_ray.stages.parts import Training
 
 
 def training(recipe: Recipe, phase: Phase) -> Training:
     """What decides a training, but for what is trained."""
+    return Training(feed=feed(recipe, phase), train=phase.train, validation=recipe.data.validation, seed=recipe.seed)
+
+
+def feed(recipe: Recipe, phase: Phase) -> FeedConfig:
+    """What decides the batches of a training."""
     source = recipe.data
-    feed = FeedConfig(
+    return FeedConfig(
         dataset=source.dataset,
         split=source.split,
         max_rows=source.max_rows,
@@ -36,8 +45,8 @@ def training(recipe: Recipe, phase: Phase) -> Training:
         img_size=recipe.blueprint.teacher.img_size,
         augmentation=phase.augmentation or source.augmentation,
         seed=recipe.seed,
+        views=phase.views if isinstance(phase, Pairs) else None,
     )
-    return Training(feed=feed, train=phase.train, validation=source.validation, seed=recipe.seed)
 
 
 def data_of(recipe: Recipe) -> Stage:
@@ -69,9 +78,17 @@ def trained_vit(recipe: Recipe, name: Literal["meta", "teacher"], needs: Mapping
 
 
 def incubation(
-    recipe: Recipe, index: int, module: Literal["student", "teacher"], phase: Phase, needs: Mapping[str, Stage]
+    recipe: Recipe,
+    index: int,
+    module: Literal["student", "teacher"],
+    phase: Phase,
+    needs: Mapping[str, Stage],
+    cached: Stage | None = None,
 ) -> Stage:
-    """One module in the meta model: a pair, or a teacher's module with labels alone."""
+    """One module in the meta model: a pair, or a teacher's module with labels alone.
+
+    `cached` are the teacher's logits; exact ones are read only to be faster, others change the result.
+    """
     has_teacher = module == "student" and recipe.pairs.distill.alpha > 0
     config = incubate.IncubateConfig(
         blueprint=_blueprint_of(module, recipe),
@@ -80,11 +97,84 @@ def incubation(
         distill=recipe.pairs.distill if has_teacher else DistillConfig(alpha=0),
         training=training(recipe, phase),
     )
-    name = f"{'pair' if module == 'student' else 'incubate'}-{index}"
-    placement = recipe.placement.pairs
+    placement = recipe.placement.pairs.model_copy(update={"data_root": recipe.placement.data_root})
+    on_devices = {
+        ranks: Spread(recipe.placement.driver, placement.model_copy(update={"ranks": ranks}), placement.resources)
+        for ranks in range(2, recipe.data.lanes + 1)
+        if recipe.data.lanes % ranks == 0
+    }
+    flops = pair_flops(config.blueprint, index, module=module, with_teacher=has_teacher and cached is None)
+    is_exact = recipe.pairs.cache == "fp32"
+    read = {} if cached is None else {"logits": cached}
     return Stage(
-        name, incubate.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name
+        f"{'pair' if module == 'student' else 'incubate'}-{index}",
+        incubate.run,
+        config,
+        {**needs, **({} if is_exact else read)},
+        resources=placement.resources if placement.ranks == 1 else recipe.placement.driver,
+        placement=placement,
+        of=recipe.name,
+        aids=read if is_exact else {},
+        together=incubate.together if placement.ranks == 1 else None,
+        mates=_mates(config.training, needs),
+        cohort=placement.cohort,
+        spread=on_devices,
+        flops=flops * images(recipe, phase),
     )
+
+
+def teachings(recipe: Recipe, needs: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The logits of every pair's teacher hybrid for all views, for the pairs to read; none without a cache."""
+    return (
+        {}
+        if recipe.pairs.cache is None
+        else {
+            f"logits-{pair.index}": _teaching(recipe, recipe.pairs.cache, pair.index, needs)
+            for pair in recipe.blueprint.pairs
+        }
+    )
+
+
+def _teaching(recipe: Recipe, kind: LogitsKind, index: int, needs: Mapping[str, Stage]) -> Stage:
+    pairs = recipe.pairs
+    config = logits.LogitsConfig(
+        blueprint=_blueprint_of("teacher", recipe),
+        index=index,
+        feed=feed(recipe, pairs),
+        precision=pairs.precision,
+        kind=kind,
+        top_k=pairs.cache_top_k if kind == "top_k" else None,
+    )
+    placement = recipe.placement.pairs.model_copy(update={"data_root": recipe.placement.data_root})
+    return Stage(
+        f"logits-{index}",
+        logits.run,
+        config,
+        needs,
+        placement.resources,
+        placement,
+        of=recipe.name,
+        together=logits.together,
+        mates=_mates(config.feed, needs),
+        cohort=placement.cohort,
+    )
+
+
+def images(recipe: Recipe, phase: Phase) -> float:
+    """Images that a training sees; 0 if the data set is not there."""
+    source = recipe.data
+    try:
+        rows = find(source.dataset, recipe.placement.data_root).split(source.split).rows
+    except DataError:
+        return 0.0
+    return phase.epochs * min(rows, source.max_rows or rows)
+
+
+def _mates(shared: BaseModel, needs: Mapping[str, Stage]) -> str:
+    """Equal for stages that train on the same batches, in the same precision, inside the same meta model."""
+    feed_, precision = (shared.feed, shared.train.precision) if isinstance(shared, Training) else (shared, "logits")
+    same = [needs[role].key if role in needs else "" for role in ("data", "meta", "split")]
+    return hashlib.sha256(json.dumps([feed_.model_dump(mode="json"), precision, *same]).encode()).hexdigest()[:12]
 
 
 def assembly(recipe: Recipe, model: Literal["student", "teacher"], modules: Sequence[Stage]) -> Stage:

@@ -133,7 +133,7 @@ def _launcher(
         return LocalLauncher()
     checks = [lambda: preflight.problems(recipe)]
     if name is LauncherName.LOCAL:
-        checks.append(lambda: _not_without_ray(recipe, todo))
+        checks.append(lambda: _not_without_ray(todo))
     elif address is None:  # known without starting Ray
         checks.append(lambda: preflight.capacity_problems(todo, [preflight.this_machine(num_cpus)]))
     check(todo, store, LocalLauncher(), extra=checks)
@@ -144,15 +144,13 @@ def _launcher(
     return LocalLauncher() if name is LauncherName.LOCAL else _ray(recipe, todo, store, address, num_cpus)
 
 
-def _not_without_ray(recipe: "Recipe", stages: "Sequence[Stage]") -> list[str]:
-    from m2mkd_ray.stages.finetune import FinetunePlacement
+def _not_without_ray(stages: "Sequence[Stage]") -> list[str]:
+    from m2mkd_ray.preflight import ranks_of
 
-    placements = [stage.placement for stage in stages if isinstance(stage.placement, FinetunePlacement)]
-    if all(placement.engine == "torch" for placement in placements):
-        return []
+    instead = {ranks.none: stage.name for stage in stages if (ranks := ranks_of(stage)) is not None}
     return [
-        "finetune trains on ranks of Ray Train with engine=deepspeed, which --launcher local has not. "
-        "Use --launcher ray, or --set placement.finetune.engine=torch."
+        f"{name} trains on ranks of Ray Train, which --launcher local has not. Use --launcher ray, or --set {setting}."
+        for setting, name in instead.items()
     ]
 
 

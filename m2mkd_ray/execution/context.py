@@ -70,5 +70,10 @@ class StageContext(Protocol):
         out is the same.
         """
 
+    def elsewhere(self) -> Callable[[], "StageContext"]:
+        """This stage's context in another process, on any node: what comes back is small and picklable, and gives it
+        when it is called there. Inputs, checkpoints and placement are the same; what is left below its `out` is not
+        kept."""
+
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say how far the stage is, with what it measures; becomes `progress.json`. Cheap, throttled."""

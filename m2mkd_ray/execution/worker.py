@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from m2mkd_ray.execution.cohort import Left, Member
-from m2mkd_ray.execution.context import Checkpoints, Made, Maker
+from m2mkd_ray.execution.context import Checkpoints, Made, Maker, StageContext
 from m2mkd_ray.execution.job import Job, Where
 from m2mkd_ray.execution.reports import End, Finished, raised
 from m2mkd_ray.execution.stage import Metrics
@@ -50,7 +51,7 @@ class WorkerContext:
         self.durable = store.durable(job.address)
         self.resources = job.resources
         self.placement = job.placement
-        self._store = store
+        self._job, self._store = job, store
         self._address = job.address
         self._next_report = 0.0
         self.progress: Progress | None = None
@@ -60,6 +61,10 @@ class WorkerContext:
         """See `StageContext`; alone in its process, it makes all of them itself."""
         make = maker()
         return (Made(make(step), is_own=True) for step in range(start, stop))
+
+    def elsewhere(self) -> Callable[[], StageContext]:
+        """See `StageContext`."""
+        return partial(_context_elsewhere, self._job, self._store)
 
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say how far the stage is; written at most once a second, but the last step always.
@@ -72,6 +77,10 @@ class WorkerContext:
             return
         self._next_report = time.monotonic() + _REPORT_EVERY_S
         self._store.say_progress(self._address, self.progress)
+
+
+def _context_elsewhere(job: Job, store: Store) -> StageContext:
+    return WorkerContext(job, store, Path(tempfile.mkdtemp(prefix="elsewhere-")))
 
 
 def run_job(job: Job, store: Store, where: Where) -> Metrics:
@@ -189,7 +198,7 @@ class _Attempt:
 
     def __init__(self, job: Job, store: Store, where: Where) -> None:
         self.job, self._store, self._where = job, store, where
-        self._started, self._clock = now(), time.perf_counter()
+        self._started, self._clock, self._cpu_clock = now(), time.perf_counter(), time.process_time()
         self._attempts = _begin_attempt(job, store, where, self._started)
         self._out = store.scratch(job.address)
         try:
@@ -217,6 +226,7 @@ class _Attempt:
             "started": self._started,
             "ended": ended,
             "seconds": time.perf_counter() - self._clock,
+            "cpu_seconds": {"before": self._cpu_clock, "during": time.process_time() - self._cpu_clock},
             "where": dict(self._where),
             "attempts": [*self._attempts[:-1], {**self._attempts[-1], "ended": ended, "outcome": "COMPLETE"}],
         }

@@ -9,7 +9,7 @@ V-MoE-Base, 209 for its four pairs.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from timm.layers import Mlp
@@ -69,6 +69,22 @@ def pair_cost(blueprint: Blueprint, pair: ModulePair, *, with_teacher: bool = Tr
         student=sum(_student_blocks(blueprint)[first:last]) * (1 + BACKWARD),
         after=block * num_after * 2,
     )
+
+
+def pair_flops(
+    blueprint: Blueprint, index: int, *, module: Literal["student", "teacher"] = "student", with_teacher: bool = True
+) -> float:
+    """Floating-point operations (two a MAC) of a training step, per image, of the module at a place.
+
+    `teacher` is the teacher's own module, trained with labels alone (Deep Incubation). Without the teacher's part for
+    `alpha=0`, or where its logits are at hand.
+    """
+    pair = blueprint.pairs[index]
+    if module == "student":
+        return 2 * pair_cost(blueprint, pair, with_teacher=with_teacher).total
+    first, last = pair.teacher_blocks
+    num_after = blueprint.num_modules - 1 - index
+    return 2 * vit_block_macs(blueprint.teacher) * (index + (last - first) * (1 + BACKWARD) + 2 * num_after)
 
 
 def module_stage_factor(blueprint: Blueprint, *, with_teacher: bool = True) -> float:

@@ -7,7 +7,7 @@ from m2mkd_ray.data import Augmentation
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.recipe import Data, Pairs, Phase, Placement, Recipe, StagePlacement, Teacher
 from m2mkd_ray.stages.finetune import FinetunePlacement
-from m2mkd_ray.stages.incubate import DistillConfig
+from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
 from m2mkd_ray.stages.parts import Validation
 
 
@@ -57,7 +57,7 @@ def demo() -> Recipe:
         baselines=("pure",),
         placement=Placement(
             models=StagePlacement(resources=Resources(cpus=1)),
-            pairs=StagePlacement(resources=Resources(cpus=1)),
+            pairs=IncubatePlacement(resources=Resources(cpus=1)),
             # Half a core booked for each rank: so pure's ranks share the machine with the meta model's training,
             # which has no other stage beside it, and no core stands idle. A rank runs one thread all the same.
             finetune=FinetunePlacement(num_workers=2, cpus_per_worker=0.5),

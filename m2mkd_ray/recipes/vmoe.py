@@ -7,7 +7,7 @@ from m2mkd_ray.data import IMAGENET
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.recipe import Data, Pairs, Phase, Placement, Recipe, StagePlacement, Teacher
 from m2mkd_ray.stages.finetune import FinetunePlacement
-from m2mkd_ray.stages.incubate import DistillConfig
+from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
 from m2mkd_ray.stages.parts import Validation
 
 
@@ -49,7 +49,7 @@ def vmoe_base() -> Recipe:
         placement=Placement(
             data_root="data",
             models=gpu,
-            pairs=gpu,
+            pairs=IncubatePlacement(**gpu.model_dump()),
             evaluation=StagePlacement(resources=Resources(cpus=8, gpus=1), data_workers=7),
             finetune=FinetunePlacement(
                 num_workers=8, cpus_per_worker=12, gpus_per_worker=1, data_workers=11, micro_batch=128

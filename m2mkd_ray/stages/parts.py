@@ -5,7 +5,8 @@ every stage file is left with what only it does.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,18 +14,21 @@ import torch
 from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Blueprint, Vit
-from m2mkd_ray.data import Batches, EvalBatches, FeedConfig, find
+from m2mkd_ray.data import Batches, EvalBatches, FeedConfig, SharedBatches, find
 from m2mkd_ray.evaluation import predict, top_k_accuracy
 from m2mkd_ray.evaluation.exported import WEIGHTS as WEIGHTS
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.models import create_vit, family, num_parameters, split
-from m2mkd_ray.training import Point, TorchEngine, TrainConfig, TrainPlacement, fit, seeded
+from m2mkd_ray.training import Member as Learner
+from m2mkd_ray.training import Point, TorchEngine, TrainConfig, TrainPlacement, fit_together, seeded
 from m2mkd_ray.training.objective import Objective
+from m2mkd_ray.training.saving import Saver
 
 MODULE = "module.safetensors"
+LOGITS = "logits.parquet"
 HISTORY = "history.json"
 
 
@@ -104,29 +108,98 @@ def validator(
     return validate
 
 
+@dataclass(frozen=True)
+class Trainee:
+    """A training, ready to be begun or taken up in this process."""
+
+    objective: Objective
+    training: Training
+    context: StageContext
+    validated: nn.Module
+    """The model whose top-1 is followed: the whole one, or the hybrid."""
+    flops_per_image: float | None = None
+    """Floating-point operations of a training step, for what is counted; None: not known."""
+    teacher_logits: Callable[[int], Tensor] | None = None
+    """The teacher's logits (B, K) of a step's batch, if they are at hand."""
+
+    @property
+    def placement(self) -> TrainPlacement:
+        """How it is carried out."""
+        return cast(TrainPlacement, self.context.placement)
+
+
+def feed_of(training: Training, context: StageContext, rank: int = 0, world: int = 1) -> Batches | SharedBatches:
+    """A rank's batches: made once a node for all that train on the same ones, where there may be several."""
+    placement = cast(TrainPlacement, context.placement)
+    batches = Batches(training.feed, find(training.feed.dataset, placement.data_root), rank, world)
+    return SharedBatches(batches, context.stream) if context.is_shared and placement.share_feed else batches
+
+
 def train_here(
     objective: Objective, training: Training, context: StageContext, *, validated: nn.Module
 ) -> dict[str, Any]:
-    """Train an objective in this process on its device; writes `history.json`.
+    """Train an objective in this process on its device; writes `history.json`. Returns metrics of the training."""
+    ((_, trained),) = train_together([Trainee(objective, training, context, validated)])
+    if isinstance(trained, Exception):
+        raise trained
+    return trained
 
-    `validated` is the model whose top-1 is followed: the whole one, or the hybrid.
-    Returns metrics of the training.
+
+def train_together(trainees: Sequence[Trainee]) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """Train on the same batches in this process, on one device; writes each one's `history.json`.
+
+    Gives each one's place with the metrics of its training as it ends, or with what it failed by.
     """
-    placement = cast(TrainPlacement, context.placement)
-    feed = Batches(training.feed, find(training.feed.dataset, placement.data_root))
-    engine = TorchEngine(objective, training.train, compile=placement.compile)
-    validate = validator(validated, training, placement, engine.device)
-    history = fit(
-        feed,
-        engine,
-        training.train,
-        placement,
-        context,
-        seed=training.seed,
-        validate=validate if training.train.validate_every_epochs is not None else None,
+    if not trainees:
+        return
+    first = trainees[0]
+    feed = feed_of(first.training, first.context)
+    members = [member_of(one) for one in trainees]
+    for ended in fit_together(feed, members, first.placement):
+        one = trainees[ended.place]
+        if ended.history is None:
+            assert ended.error is not None
+            yield ended.place, ended.error
+            continue
+        try:
+            (one.context.out / HISTORY).write_text(json.dumps(ended.history))
+            top1 = final_top1(ended.history, validator_of(one, members[ended.place].engine.device))
+            yield ended.place, training_metrics(ended.history, one.objective.trainable) | {"val_top1": top1}
+        except Exception as error:
+            yield ended.place, error
+
+
+def train_rank(one: Trainee, feed: Batches | SharedBatches) -> None:
+    """Train as one of several ranks. What it comes to is the newest checkpoint, from which the stage goes on."""
+    member = member_of(one)
+    (ended,) = fit_together(feed, [member], one.placement)
+    if ended.error is not None:
+        raise ended.error
+    assert ended.history is not None
+    if member.engine.rank == 0:
+        saver = Saver(one.context.checkpoints, beside=False)
+        saver.save(int(ended.history[-1]["step"]), member.engine.snapshot(), ended.history)
+
+
+def member_of(one: Trainee) -> Learner:
+    """What the loop trains; of several ranks the first alone validates."""
+    train = one.training.train
+    engine = TorchEngine(one.objective, train, compile=one.placement.compile)
+    follows = train.validate_every_epochs is not None and engine.rank == 0
+    return Learner(
+        engine=engine,
+        config=train,
+        session=one.context,
+        seed=one.training.seed,
+        validate=validator_of(one, engine.device) if follows else None,
+        teacher_logits=one.teacher_logits,
+        flops_per_image=one.flops_per_image,
     )
-    (context.out / HISTORY).write_text(json.dumps(history))
-    return training_metrics(history, objective.trainable) | {"val_top1": final_top1(history, validate)}
+
+
+def validator_of(one: Trainee, device: torch.device) -> Callable[[], Mapping[str, float]]:
+    """A function that measures top-1 of what is followed of a training."""
+    return validator(one.validated, one.training, one.placement, device)
 
 
 def final_top1(history: Sequence[Point], validate: Callable[[], Mapping[str, float]]) -> float:

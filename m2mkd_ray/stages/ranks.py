@@ -20,8 +20,9 @@ from safetensors.torch import load
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data import Batches, find
-from m2mkd_ray.errors import ArtifactError, M2mkdError, UsageError
+from m2mkd_ray.errors import ArtifactError, UsageError
 from m2mkd_ray.execution.digests import digests, from_json, wrong_contents
+from m2mkd_ray.stages.group import Group, tell_errors
 from m2mkd_ray.stages.parts import (
     HISTORY,
     WEIGHTS,
@@ -56,6 +57,15 @@ class FinetunePlacement(TrainPlacement, frozen=True, extra="forbid"):
     """How often Ray Train starts the ranks again from the last checkpoint."""
     start_timeout_s: float = Field(1800, gt=0)
     """How long to wait for the ranks' resources before trying again (a cluster may have to grow)."""
+
+    @property
+    def group(self) -> Group | None:
+        """The ranks; None: there are none."""
+        if self.engine == "torch":
+            return None
+        return Group(
+            self.num_workers, self.cpus_per_worker, self.gpus_per_worker, self.max_failures, self.start_timeout_s
+        )
 
 
 class FinetuneConfig(BaseModel, frozen=True, extra="forbid"):
@@ -92,21 +102,9 @@ class Ranks:
 
 
 def train_on_this_rank(arguments: dict[str, RankJob]) -> None:
-    """Train to the end; rank 0 reports the weights. An expected error reaches the stage through the relay.
-
-    Ray Train starts the ranks again after any error. What is raised for the same reason again
-    is told once: ranks that find it told end at once.
-    """
-    import ray
-
+    """Train to the end; rank 0 reports the weights. An expected error reaches the stage through the relay."""
     job = arguments["job"]
-    if ray.get(job.relay.failure.remote()) is not None:
-        return
-    try:
-        _train(job)
-    except M2mkdError as error:
-        ray.get(job.relay.fail.remote(error))
-        raise
+    tell_errors(job.relay, lambda: _train(job))
 
 
 def _train(job: RankJob) -> None:

@@ -1,6 +1,5 @@
 """Real stages, really killed: a run that lost workers or its driver ends with the same bits as one that did not."""
 
-import hashlib
 import json
 import os
 import signal
@@ -12,45 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small import SMALL, hashes, small_demo
 
 from m2mkd_ray.execution import Event, LocalLauncher, StageProgress, StageRetried, Store, execute
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.pipeline import plan
-from m2mkd_ray.recipe import Recipe, override
-from m2mkd_ray.recipes import find_recipe
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
-
-SMALL = (
-    "data.max_rows=320",
-    "data.validation.max_rows=100",
-    "teacher={source: trained, phase: {epochs: 0.4, batch_size: 64, lr: 0.001}}",
-    "meta.epochs=0.4",
-    "meta.warmup_epochs=0",
-    "pairs.epochs=24",
-    "pairs.warmup_epochs=1",
-    "pairs.drop_path=0.2",
-    "finetune.epochs=24",
-    "finetune.drop_path=0.2",
-    "baselines=[]",
-    "placement.pairs.checkpoint_every_s=0.2",
-    "placement.pairs.log_every_steps=2",
-    "placement.finetune.checkpoint_every_s=2",
-    "placement.finetune.log_every_steps=2",
-)
-
-
-def small_demo(*settings: str) -> Recipe:
-    return override(find_recipe("demo"), [*SMALL, *settings])
-
-
-def hashes(store: Store, recipe: Recipe, names: set[str], file: str) -> dict[str, str]:
-    """The contents of an artifact's file by the name of its stage."""
-    return {
-        stage.name: hashlib.sha256((store.open(stage.address) / file).read_bytes()).hexdigest()
-        for stage in plan(recipe)
-        if stage.name in names
-    }
 
 
 @pytest.fixture(scope="module")

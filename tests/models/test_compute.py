@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
 from m2mkd_ray.models import create_vit
-from m2mkd_ray.models.compute import module_stage_factor, pair_cost, student_macs, vit_block_macs
+from m2mkd_ray.models.compute import module_stage_factor, pair_cost, pair_flops, student_macs, vit_block_macs
 
 GIGA = 1e9
 
@@ -69,3 +69,17 @@ def test_plain_blocks_of_a_student_count_one_mlp(vmoe_base: Blueprint) -> None:
     saved = student_macs(vmoe_base) - student_macs(half)
     assert saved == pytest.approx(6 * 197 * 2 * 768 * 3072)
     assert 17.4 < 12 * vit_block_macs(base) / GIGA < 17.6  # ViT-B/16 as every paper has it
+
+
+def test_pairs_of_the_paper_cost_what_was_counted_by_hand(vmoe_base: Blueprint) -> None:
+    """DeiT-L to V-MoE-B: 119, 109, 99 and 89 GF an image, 263 for all four where the teacher's logits are at hand."""
+    each = [pair_flops(vmoe_base, index) / GIGA for index in range(4)]
+    assert each == pytest.approx([119, 109, 99, 89], abs=1)
+    assert sum(each) == pytest.approx(416, abs=2)
+    assert sum(pair_flops(vmoe_base, i, with_teacher=False) for i in range(4)) / GIGA == pytest.approx(263, abs=2)
+
+
+def test_a_teachers_own_module_costs_its_training_and_the_meta_model_around_it(vmoe_base: Blueprint) -> None:
+    """Forward through what is before, three passes of the module, two of what is after."""
+    block = vit_block_macs(vmoe_base.teacher)
+    assert pair_flops(vmoe_base, 1, module="teacher") == pytest.approx(2 * block * (1 + 3 * 6 + 2 * 2))

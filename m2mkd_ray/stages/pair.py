@@ -1,0 +1,184 @@
+"""What a module's training is made of, in whatever process it runs: config, modules, objective, and a rank's part.
+
+This is no stage; `incubate` is. A module is trained in one process, beside others in
+a cohort, or on several ranks, and is the same training in each: it is put together
+here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from m2mkd_ray.blueprint import Blueprint
+from m2mkd_ray.data.logits import Logits
+from m2mkd_ray.execution.context import StageContext
+from m2mkd_ray.execution.stage import Resources
+from m2mkd_ray.models import create_vit, drop_path_rates, family, set_drop_path, splice, split
+from m2mkd_ray.models.compute import pair_flops
+from m2mkd_ray.stages.group import Group, tell_errors
+from m2mkd_ray.stages.parts import (
+    LOGITS,
+    Trainee,
+    Training,
+    feed_of,
+    load_meta,
+    load_module,
+    train_rank,
+)
+from m2mkd_ray.training import Kind, ModuleDistillation, Prefix, Reduction, TeacherHybrid, TrainPlacement, seeded
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+
+class DistillConfig(BaseModel, frozen=True, extra="forbid"):
+    """The loss of a pair: (1 - alpha) CE + alpha KD (see `m2mkd_ray.training.ModuleDistillation`)."""
+
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of the teacher's term; 0 needs no teacher: module incubation."""
+    temperature: float = Field(1.0, gt=0)
+    kind: Kind = "soft"
+    reduction: Reduction = "numel"
+    """What the soft term is divided by: numel (B * K, the reference's) or batchmean (B)."""
+
+
+class IncubateConfig(BaseModel, frozen=True, extra="forbid"):
+    """One module, and how it is trained."""
+
+    blueprint: Blueprint
+    index: int
+    module: Literal["student", "teacher"]
+    """Whose module is trained."""
+    distill: DistillConfig
+    training: Training
+
+
+class IncubatePlacement(TrainPlacement, frozen=True, extra="forbid"):
+    """Where modules are trained, and how many share a device or have several."""
+
+    resources: Resources = Resources()
+    """Of a worker, or of each rank."""
+    cohort: int = Field(1, gt=0)
+    """Most modules that one worker trains together, on the same batches. Fewer batches are made and less of the meta
+    model is run; each module has a smaller part of the device."""
+    ranks: int = Field(1, gt=0)
+    """Devices that train one module together, data parallel; divides `data.lanes`. Equal but for rounding."""
+    max_failures: int = Field(3, ge=0)
+    """How often Ray Train starts the ranks again from the last checkpoint."""
+    start_timeout_s: float = Field(1800, gt=0)
+    """How long to wait for the ranks' resources before trying again (a cluster may have to grow)."""
+
+    @property
+    def group(self) -> Group | None:
+        """The ranks; None: there is one process."""
+        if self.ranks == 1:
+            return None
+        own = self.resources
+        return Group(self.ranks, own.cpus, own.gpus, self.max_failures, self.start_timeout_s)
+
+
+@dataclass
+class Frozen:
+    """The meta model and the teacher's hybrids, each loaded once for all that train in a process."""
+
+    blueprint: Blueprint
+    context: StageContext
+    hybrids: dict[int, TeacherHybrid] = field(default_factory=dict)
+
+    @cached_property
+    def meta(self) -> list[nn.Module]:
+        """The meta model's modules, first to last."""
+        return load_meta(self.blueprint, self.context.inputs["meta"])
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """What all members run of the meta model, run once."""
+        return Prefix(self.meta)
+
+    def hybrid(self, index: int, context: StageContext) -> TeacherHybrid:
+        """The teacher's hybrid of a pair, for all members of that pair."""
+        if index not in self.hybrids:
+            modules = split(create_vit(self.blueprint.teacher), self.blueprint.teacher_depths)
+            teacher = load_module(modules[index], context.inputs["split"] / f"module-{index}.safetensors")
+            self.hybrids[index] = TeacherHybrid(self.prefix, index, teacher)
+        return self.hybrids[index]
+
+
+def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen) -> Trainee:
+    """A module, ready to be trained in this process."""
+    index, has_teacher = config.index, config.distill.alpha > 0
+    cached = cached_logits(config, context) if has_teacher else None
+    hybrid = frozen.hybrid(index, context) if has_teacher else None
+    student = fresh_module(config)
+    return Trainee(
+        objective=ModuleDistillation(frozen.prefix, index, student, hybrid, **config.distill.model_dump()),
+        training=config.training,
+        context=context,
+        validated=splice(frozen.meta, index, student),
+        teacher_logits=cached,
+        flops_per_image=pair_flops(
+            config.blueprint, index, module=config.module, with_teacher=has_teacher and cached is None
+        ),
+    )
+
+
+def cached_logits(config: IncubateConfig, context: StageContext) -> Callable[[int], Tensor] | None:
+    """The teacher hybrid's logits of a step's batch, from the artifact `logits`; None without one."""
+    if "logits" not in context.inputs:
+        return None
+    logits = Logits(context.inputs["logits"] / LOGITS, feed=config.training.feed)
+    return logits.step
+
+
+def fresh_module(config: IncubateConfig) -> nn.Module:
+    """The module to be trained, with random weights that follow from seed and place, and its stochastic depth."""
+    blueprint, drop_path = config.blueprint, config.training.train.drop_path
+    with seeded(config.training.seed, config.module, config.index):
+        if config.module == "teacher":
+            module = split(create_vit(blueprint.teacher), blueprint.teacher_depths)[config.index]
+            set_drop_path(module, _rates_in_hybrid(blueprint, config.index, drop_path))
+            return module
+        return family(blueprint.student.family).modules(blueprint, drop_path=drop_path)[config.index]
+
+
+def _rates_in_hybrid(blueprint: Blueprint, index: int, drop_path: float) -> list[float]:
+    """Linear over all blocks of the hybrid, of which the frozen ones drop nothing here (docs/method.md)."""
+    depth = blueprint.teacher_depths[index]
+    return drop_path_rates(drop_path, blueprint.num_modules - 1 + depth)[index : index + depth]
+
+
+@dataclass(frozen=True)
+class PairJob:
+    """What every rank of a pair is given."""
+
+    config: IncubateConfig
+    elsewhere: Callable[[], StageContext]
+    """The stage's context, in whatever process it is called."""
+    relay: "ActorHandle"
+
+
+def train_pair_on_this_rank(arguments: dict[str, Any]) -> None:
+    """Train to the end as one of several ranks; rank 0 leaves the trained state as the stage's newest checkpoint."""
+    job = cast(PairJob, arguments["job"])
+    tell_errors(job.relay, lambda: _train_rank(job))
+
+
+def _train_rank(job: PairJob) -> None:
+    import ray.train
+    import ray.train.torch
+
+    context = job.elsewhere()
+    placement = cast(IncubatePlacement, context.placement)
+    torch.set_num_threads(max(1, round(placement.resources.cpus)))
+    if torch.cuda.is_available():
+        # Before anything is put on a device: ranks see all GPUs of their node, and the first is the current one.
+        torch.cuda.set_device(ray.train.torch.get_device())
+    of_train = ray.train.get_context()
+    rank, world = of_train.get_world_rank(), of_train.get_world_size()
+    one = trainee(job.config, context, Frozen(job.config.blueprint, context))
+    train_rank(one, feed_of(job.config.training, context, rank, world))
