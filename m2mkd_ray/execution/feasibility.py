@@ -18,9 +18,9 @@ class Node:
     name: str
     resources: Mapping[str, float]
     id: str = ""
-    """By which a seat names it; empty for a type of node."""
+    """What a seat calls it (Ray's node id); empty: its name."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What Ray knows of it besides: the type of its accelerators, what its operator said of it."""
+    """As Ray labels it: `ray.io/accelerator-type`, `ray.io/market-type` and so on."""
 
 
 def misfits(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:

@@ -19,12 +19,12 @@ class AsGiven:
         cohorts: list[list[Stage]] = []
         with_room: dict[object, list[Stage]] = {}
         for stage in longest_first:
-            alike = (stage.mates, stage.together, stage.resources)
+            alike = (stage.mates, stage.together, stage.resources, stage.cohort)
             cohort = with_room.get(alike, [])
             if not cohort:
                 cohorts.append(cohort)
             cohort.append(stage)
-            may_grow = stage.together is not None and stage.mates and len(cohort) < min(mate.cohort for mate in cohort)
+            may_grow = stage.together is not None and stage.mates and len(cohort) < stage.cohort
             with_room[alike] = cohort if may_grow else []
         return [Seat(tuple(cohort), cohort[0].resources) for cohort in cohorts]
 

@@ -5,13 +5,14 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from pyarrow import fs
 from pydantic import BaseModel
 
 from m2mkd_ray.errors import TrainingError
-from m2mkd_ray.execution import Metrics, Resources, Stage, StageContext, Store
+from m2mkd_ray.execution import Left, Member, Metrics, Resources, Stage, StageContext, Store, Together
 
 
 class Number(BaseModel, frozen=True, extra="forbid"):
@@ -25,6 +26,8 @@ class Chain(BaseModel, frozen=True, extra="forbid"):
 
     seed: int = 0
     steps: int = 10
+    unlucky_at: int | None = None
+    """The step at which it raises."""
 
 
 class Pace(BaseModel, frozen=True, extra="forbid"):
@@ -53,10 +56,24 @@ def add(config: Number, context: StageContext) -> Metrics:
 
 def chain(config: Chain, context: StageContext) -> Metrics:
     """Hashes of hashes, with a checkpoint at every step."""
+    steps = link(config, context)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+        if isinstance(context.placement, Pace):
+            time.sleep(context.placement.sleep_s)
+
+
+def link(config: Chain, context: StageContext) -> Generator[int, None, Metrics]:
+    """A chain, step by step; returns what the stage returns."""
     step, state = 0, str(config.seed)
     if found := context.checkpoints.latest():
         step, state = found[0], (found[1] / "state").read_text()
     while step < config.steps:
+        if step == config.unlucky_at:
+            raise ValueError(f"step {step} is unlucky")
         note(context, f"step {step}")
         state = hashlib.sha256(state.encode()).hexdigest()
         step += 1
@@ -64,10 +81,70 @@ def chain(config: Chain, context: StageContext) -> Metrics:
         (files / "state").write_text(state)
         context.checkpoints.save(step, files)
         context.report(step, config.steps, {"loss": 1 / step})
-        if isinstance(context.placement, Pace):
-            time.sleep(context.placement.sleep_s)
+        yield step
     (context.out / "state").write_text(state)
     return {"state": state}
+
+
+def chains(members: Sequence[Member]) -> Iterator[Left]:
+    """Chains side by side: a step of each in turn, and they leave one by one."""
+    inside = {place: link(member.config, member.context) for place, member in enumerate(members)}
+    while inside:
+        for place, steps in list(inside.items()):
+            try:
+                next(steps)
+            except StopIteration as end:
+                del inside[place]
+                yield Left(place, end.value)
+            except ValueError as error:
+                del inside[place]
+                yield Left(place, error=error)
+        pace = members[0].context.placement
+        if isinstance(pace, Pace):
+            time.sleep(pace.sleep_s)
+
+
+def chains_with_little_memory(members: Sequence[Member]) -> Iterator[Left]:
+    """Chains, of which the last has no room beside others."""
+    if len(members) > 1:
+        yield Left(len(members) - 1, error=MemoryError())
+        for place, member in enumerate(members[:-1]):
+            yield Left(place, chain(member.config, member.context))
+    else:
+        yield from chains(members)
+
+
+def chains_that_break(members: Sequence[Member]) -> Iterator[Left]:
+    """The first leaves, then all comes to grief."""
+    yield Left(0, chain(members[0].config, members[0].context))
+    raise RuntimeError("the shared loader broke")
+
+
+def chains_that_forget(members: Sequence[Member]) -> Iterator[Left]:
+    """Only the first is ever heard of."""
+    yield Left(0, chain(members[0].config, members[0].context))
+
+
+def cohort(
+    steps: Sequence[int],
+    together: Together = chains,
+    unlucky: Sequence[int] = (),
+    size: int = 9,
+    placement: BaseModel | None = None,
+) -> list[Stage]:
+    """Chains of so many steps that may run together; the unlucky ones raise at their third step."""
+    return [
+        Stage(
+            f"chain-{seed}",
+            chain,
+            Chain(seed=seed, steps=count, unlucky_at=2 if seed in unlucky else None),
+            placement=placement or Pace(),
+            together=together,
+            mates="chains",
+            cohort=size,
+        )
+        for seed, count in enumerate(steps)
+    ]
 
 
 def expected_state(config: Chain) -> str:
