@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Vit
 from m2mkd_ray.models import create_vit, split
-from m2mkd_ray.training import ModuleDistillation, TorchEngine, TrainConfig
+from m2mkd_ray.training import ModuleDistillation, Prefix, TeacherHybrid, TorchEngine, TrainConfig
 from m2mkd_ray.training.objective import distillation, soft_cross_entropy
 
 VIT = Vit(name="vit_tiny_patch16_224", img_size=16, patch_size=8, num_classes=5, width=16, depth=3, num_heads=2)
@@ -234,3 +234,98 @@ def test_frozen_parts_stay_in_evaluation_mode(vit_modules: Callable[[], list[nn.
     objective.train()
     assert objective.student.training
     assert not any(part.training for part in (*objective.prefix.meta, *objective.after, objective.teacher.teacher))
+
+
+class Counts(nn.Module):
+    """A module, and how often it was run."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.runs = module, 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.runs += 1
+        return self.module(tokens)
+
+
+def test_members_of_a_prefix_share_the_tokens_of_the_images_at_hand(
+    vit_modules: Callable[[], list[nn.Module]], images: Tensor
+) -> None:
+    meta = [Counts(module) for module in vit_modules()]
+    prefix = Prefix(meta)
+    assert prefix(images, 0) is images
+    first, second = prefix(images, 1), prefix(images, 2)
+    assert torch.equal(second, meta[1].module(meta[0].module(images)))
+    assert prefix(images, 1) is first
+    assert [module.runs for module in meta] == [1, 1, 0]
+    assert torch.equal(prefix(images.clone(), 2), second)
+    assert [module.runs for module in meta] == [2, 2, 0], "others' images are others, though equal"
+    assert not second.requires_grad
+    assert not second.is_inference(), "the student saves them for its backward pass"
+
+
+def test_trials_of_a_pair_share_the_teachers_logits(
+    vit_modules: Callable[[], list[nn.Module]], images: Tensor, targets: Tensor
+) -> None:
+    prefix, teacher = Prefix(vit_modules()), Counts(vit_modules()[1])
+    hybrid = TeacherHybrid(prefix, 1, teacher)
+    trials = [ModuleDistillation(prefix, 1, vit_modules()[1], hybrid, temperature=t) for t in (1.0, 2.0, 4.0)]
+    for trial in trials:
+        trial(images, targets)[0].backward()
+    assert teacher.runs == hybrid.calls["teacher"] == 1
+    assert torch.equal(hybrid(images), prefix.meta[2](teacher.module(prefix.meta[0](images))))
+
+
+def test_teacher_logits_that_are_given_take_the_teachers_place(
+    vit_modules: Callable[[], list[nn.Module]], images: Tensor, targets: Tensor
+) -> None:
+    meta, teacher, student = vit_modules(), vit_modules()[1], vit_modules()[1]
+    logits = TeacherHybrid(Prefix(meta), 1, teacher)(images)
+    loss, logs = ModuleDistillation(meta, 1, student, teacher, alpha=0.6)(images, targets)
+    objective = ModuleDistillation(meta, 1, student, Refuses(), alpha=0.6)
+    cached, cached_logs = objective(images, targets, logits)
+    assert torch.equal(loss, cached)
+    assert logs == cached_logs
+    assert objective.stopwatch.take()[1]["cache_hits"] == 1
+
+
+def test_a_hybrid_of_another_place_is_refused(vit_modules: Callable[[], list[nn.Module]]) -> None:
+    prefix, other = Prefix(vit_modules()), Prefix(vit_modules())
+    for hybrid in (TeacherHybrid(prefix, 0, vit_modules()[0]), TeacherHybrid(other, 1, vit_modules()[1])):
+        with pytest.raises(ValueError, match=f"hybrid is of place {hybrid.index}"):
+            ModuleDistillation(prefix, 1, vit_modules()[1], hybrid)
+
+
+def test_frozen_modules_cannot_be_in_two_precisions(vit_modules: Callable[[], list[nn.Module]]) -> None:
+    prefix = Prefix(vit_modules())
+    ModuleDistillation(prefix, 1, vit_modules()[1], alpha=0).set_precision("bf16")
+    with pytest.raises(ValueError, match="trains in bf16 and one that trains in fp32"):
+        ModuleDistillation(prefix, 0, vit_modules()[0], alpha=0).set_precision("fp32")
+
+
+def test_casting_what_is_frozen_once_gives_what_autocast_gives(
+    vit_modules: Callable[[], list[nn.Module]], images: Tensor, targets: Tensor
+) -> None:
+    meta, teacher, student = vit_modules(), vit_modules()[1], vit_modules()[1]
+    objective = ModuleDistillation(meta, 1, student, teacher)
+    found = []
+    for cast in (False, True):
+        if cast:
+            objective.set_precision("bf16")
+            assert meta[0][1].attn.qkv.weight.dtype == torch.bfloat16
+            assert meta[0][1].norm1.weight.dtype == torch.float32
+        student.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = objective(images.clone(), targets)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in student.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_the_teachers_share_is_left_out_of_steps_that_are_not_logged(
+    vit_modules: Callable[[], list[nn.Module]], images: Tensor, targets: Tensor
+) -> None:
+    objective = ModuleDistillation(vit_modules(), 1, vit_modules()[1], vit_modules()[1])
+    assert "teacher_share" in objective(images, targets)[1]
+    objective.is_logged = False
+    assert set(objective(images, targets)[1]) == {"loss", "ce", "kd"}
