@@ -1,0 +1,137 @@
+"""What no schedule can beat, and works that no device can take.
+
+The lower bound is the larger of two. *Capacity*: give every class of device c a price
+p_c per second, such that all devices together cost 1 a second. A schedule that ends at
+T pays at most T. Whatever it does, it pays for every work at least its cheapest form on
+its cheapest class, so T is at least the sum of these (weak duality; the best prices would
+give the bound of the linear program of Lawler and Labetoulle 1978). The cheapest form of
+a work alone is its share of a device (`occupancy`) for its seconds. Of mates, what each
+does for itself is always paid, and what a cohort shares once a cohort: with the shared
+costs in falling order and at most m members, cohorts pay at least for the 1st, the
+(m+1)th, the (2m+1)th, and so on. Several devices never cost less than one (efficiency is
+at most 1). Prices in proportion to speed are tried, equal prices, and a price on one
+class alone where some works can run nowhere else. *Longest*: the longest work in its fastest form,
+on as many devices as it may have.
+
+Neither counts what devices are busy with, preemptions, starts, or works that wait for
+others, so the bound holds with them too.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from m2mkd_ray.execution.works import Device, Work
+
+
+def lower_bound(works: Sequence[Work], devices: Sequence[Device]) -> float:
+    """Seconds that no schedule of the works on the devices can beat; see the file's docstring for the proof.
+
+    Each work can run on some device (`refusals`).
+    """
+    if not works:
+        return 0.0
+    counts = _counts(devices)
+    capacity = max(_paid(works, prices) for prices in _prices(works, counts))
+    return max(capacity, max(fastest_s(work, counts) for work in works))
+
+
+def fastest_s(work: Work, types: Iterable[str]) -> float:
+    """Seconds of a work in its fastest form: on the type that suits it best, on as many devices as it may have."""
+    width = 1.0 if work.cohort or work.share else max(width * each for width, each in work.widths.items())
+    return min(work.seconds_on(name) for name in types) / width
+
+
+def refusals(works: Sequence[Work], devices: Sequence[Device]) -> list[str]:
+    """A sentence for each work that no device can take; empty if all can run."""
+    found = [_refusal(work, devices) for work in works]
+    return [text for text in found if text]
+
+
+def _refusal(work: Work, devices: Sequence[Device]) -> str | None:
+    if not devices:
+        return f"{work.name} needs a device, but the nodes have none that is free of other demands. Add a node."
+    typed = [device for device in devices if work.seconds_on(device.type) < math.inf]
+    if not typed:
+        return (
+            f"{work.name} asks for a device of type {' or '.join(sorted(work.seconds)) or 'unknown'}, but the nodes "
+            f"have {_types(devices)}. Choose one of these, or add a node of that type."
+        )
+    share = work.share or 1.0
+    roomy = [device for device in typed if work.memory_on(device.type) <= device.memory_gb * share * (1 + 1e-9)]
+    if not roomy:
+        needs = min(work.memory_on(device.type) for device in typed)
+        most = max(device.memory_gb * share for device in typed)
+        return (
+            f"{work.name} asks for {needs:.3g} GB of GPU memory, but no GPU has so much: the most on one of "
+            f"{len(typed)} is {most:.3g} GB. Lower the stage's micro_batch, or add a node with larger GPUs."
+        )
+    width = min(work.widths)
+    if width > (most_together := _most_together(roomy)):
+        return (
+            f"{work.name} asks for {width} devices of one node, but no node has so many: the most is "
+            f"{most_together}. Give it fewer, or add a larger node."
+        )
+    return None
+
+
+def _types(devices: Sequence[Device]) -> str:
+    names = [device.type for device in devices]
+    return ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
+
+
+def _most_together(devices: Sequence[Device]) -> int:
+    places = [(device.node, device.type, device.memory_gb, device.spot) for device in devices]
+    return max(places.count(place) for place in set(places))
+
+
+def _counts(devices: Sequence[Device]) -> dict[str, int]:
+    names = [device.type for device in devices]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def _prices(works: Sequence[Work], counts: dict[str, int]) -> Iterator[dict[str, float]]:
+    """Prices a second of each type, so that all devices together cost 1."""
+    speeds = {name: _speed(works, name) for name in counts}
+    total = sum(speeds[name] * count for name, count in counts.items())
+    if total > 0:
+        yield {name: speed / total for name, speed in speeds.items()}
+    yield dict.fromkeys(counts, 1 / sum(counts.values()))
+    for name, count in counts.items():
+        if any(all(work.seconds_on(other) == math.inf for other in counts if other != name) for work in works):
+            yield dict.fromkeys(counts, 0.0) | {name: 1 / count}
+
+
+def _speed(works: Sequence[Work], name: str) -> float:
+    """Works a second on a device of a type, of those that it can run."""
+    seconds = [second for work in works if (second := work.seconds_on(name)) < math.inf]
+    return len(seconds) / sum(seconds) if sum(seconds) > 0 else 0.0
+
+
+def _paid(works: Sequence[Work], prices: dict[str, float]) -> float:
+    """The least that works cost at prices."""
+    classes: dict[str, list[Work]] = {}
+    for number, work in enumerate(works):
+        # By hand, cohorts may be of any size and mates: count them as one class without a limit.
+        name = f"by hand {work.cohort}" if work.cohort else f"mates {work.mates}" if work.mates else f"alone {number}"
+        classes.setdefault(name, []).append(work)
+    return sum(_paid_by(mates, prices) for mates in classes.values())
+
+
+def _paid_by(mates: Sequence[Work], prices: dict[str, float]) -> float:
+    costs = [_cheapest(work, prices) for work in mates]
+    most = len(mates) if any(work.cohort for work in mates) else max(work.members for work in mates)
+    if any(work.occupancy < 1 or work.share is not None for work in mates):
+        # Fractions stand beside cohorts: of each work the cheaper of both, and nothing shared.
+        single = len(mates) == 1 or most == 1
+        return sum(
+            cost * min(max(work.share or 0.0, work.occupancy), 1.0 if single else 1 - work.shared)
+            for cost, work in zip(costs, mates, strict=True)
+        )
+    own = sum(cost * (1 - work.shared) for cost, work in zip(costs, mates, strict=True))
+    shared = sorted((cost * work.shared for cost, work in zip(costs, mates, strict=True)), reverse=True)
+    return own + sum(shared[::most])
+
+
+def _cheapest(work: Work, prices: dict[str, float]) -> float:
+    """What a second-by-second payer pays for a work on the type that is cheapest for it."""
+    return min(price * second for name, price in prices.items() if (second := work.seconds_on(name)) < math.inf)

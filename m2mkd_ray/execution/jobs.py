@@ -1,0 +1,208 @@
+"""Forms of works: which of them run as one job, and what of a device each job takes."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from m2mkd_ray.execution.works import Device, Work, together_s
+
+
+@dataclass(frozen=True)
+class DeviceClass:
+    """What devices may have in common: all that decides how long a job takes on them."""
+
+    type: str
+    memory_gb: float
+    spot: bool
+    slots: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Works that run as one."""
+
+    works: tuple[Work, ...]
+    seconds: tuple[float, ...]
+    """On each class of device; infinite where it cannot run."""
+    width: int = 1
+    """Devices that it takes, all of one node and class."""
+    share: float = 1.0
+    """What it takes of each."""
+
+    @cached_property
+    def least_s(self) -> float:
+        """Seconds on the class that suits it best."""
+        return min(self.seconds)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether any class can take it."""
+        return self.least_s < math.inf
+
+
+class Fleet:
+    """The devices, by class.
+
+    Args:
+        devices: all of them.
+        spot_loss: share of a spot device's work that is done twice.
+    """
+
+    def __init__(self, devices: Sequence[Device], spot_loss: float) -> None:
+        self.devices = tuple(devices)
+        self.spot_loss = spot_loss
+        of = [DeviceClass(device.type, device.memory_gb, device.spot, device.slots) for device in devices]
+        self.classes = tuple(dict.fromkeys(of))
+        places = {each: place for place, each in enumerate(self.classes)}
+        self.class_of = tuple(places[each] for each in of)
+        """The place of each device's class."""
+        self.members: tuple[list[int], ...] = tuple([] for _ in self.classes)
+        for number, place in enumerate(self.class_of):
+            self.members[place].append(number)
+        nodes = [[self.devices[number].node for number in members] for members in self.members]
+        self.widest = tuple(max(names.count(name) for name in set(names)) for names in nodes)
+        """Devices of each class on the node that has the most."""
+
+    def job(self, works: Sequence[Work], width: int = 1, share: float = 1.0) -> Job:
+        """Works as one job: several are a cohort on one device, one may be spread over `width` devices."""
+        return Job(
+            tuple(works), tuple(self._seconds(works, place, width, share) for place in range(len(self.classes))),
+            width, share,
+        )  # fmt: skip
+
+    def _seconds(self, works: Sequence[Work], place: int, width: int, share: float) -> float:
+        of = self.classes[place]
+        # A cohort is counted with all of its members' memory, though they share the prefix.
+        needs = sum(work.memory_on(of.type) for work in works)
+        if width > self.widest[place] or needs > of.memory_gb * share * (1 + 1e-9):
+            return math.inf
+        seconds = together_s(works, of.type)
+        if width > 1:
+            seconds /= width * works[0].widths[width]
+        # Less of a device than it keeps busy alone makes a work slower.
+        seconds *= max(1.0, works[0].occupancy / share) if share < 1 else 1.0
+        return seconds * (1 + self.spot_loss if of.spot else 1)
+
+
+def of_works(works: Sequence[Work], fleet: Fleet) -> tuple[list[Job], list[Work]]:
+    """Jobs that were decided by hand, and the works that are left to decide about."""
+    named: dict[str, list[Work]] = {}
+    jobs, free = [], []
+    for work in works:
+        if work.cohort:
+            named.setdefault(work.cohort, []).append(work)
+        elif work.share is not None:
+            jobs.append(fleet.job([work], share=work.share))
+        else:
+            free.append(work)
+    return jobs + [fleet.job(members) for members in named.values()], free
+
+
+def alone(works: Sequence[Work], fleet: Fleet) -> list[Job]:
+    """Every work a job on the fewest devices that it may have."""
+    return [fleet.job([work], min(work.widths)) for work in works]
+
+
+def widened(job: Job, fleet: Fleet) -> list[Job]:
+    """The job on more devices, in every way that it may."""
+    if len(job.works) > 1 or job.share < 1:
+        return []
+    wider = (fleet.job(job.works, width) for width in sorted(job.works[0].widths) if width > job.width)
+    return [each for each in wider if each.can_run]
+
+
+def fractions(works: Sequence[Work], fleet: Fleet, slots: int) -> list[Job]:
+    """Works that keep at most 1 / slots of a device busy get that share, where memory permits; others are alone."""
+    jobs = []
+    for work in works:
+        job = fleet.job([work], share=1 / slots)
+        fits = work.occupancy * slots <= 1 + 1e-9 and 1 in work.widths and job.can_run
+        jobs.append(job if fits else fleet.job([work], min(work.widths)))
+    return jobs
+
+
+def cohorts(works: Sequence[Work], fleet: Fleet, count: int) -> list[Job]:
+    """About `count` cohorts of mates, as even as may be; works without mates are alone.
+
+    Longest first, each to the cohort that is shortest so far and still takes it, as
+    works are laid out on devices; more cohorts are begun where none takes it.
+    """
+    by_mates: dict[str, list[Work]] = {}
+    for work in works:
+        by_mates.setdefault(work.mates if work.members > 1 and 1 in work.widths else "", []).append(work)
+    jobs = alone(by_mates.pop("", []), fleet)
+    total = sum(len(mates) for mates in by_mates.values())
+    for mates in by_mates.values():
+        jobs += _cohorts_of(mates, fleet, max(1, round(count * len(mates) / total)))
+    return jobs
+
+
+def _cohorts_of(mates: Sequence[Work], fleet: Fleet, count: int) -> list[Job]:
+    groups = [_Group(fleet) for _ in range(count)]
+    shortest = [(0.0, place) for place in range(count)]
+    seconds = {id(work): fleet.job([work]).least_s for work in mates}
+    for work in sorted(mates, key=lambda work: -seconds[id(work)]):
+        place = _place_for(work, groups, shortest, fleet)
+        groups[place].add(work)
+        heapq.heappush(shortest, (groups[place].least_s, place))
+    return [fleet.job(group.works) for group in groups if group.works]
+
+
+def _place_for(work: Work, groups: list["_Group"], shortest: list[tuple[float, int]], fleet: Fleet) -> int:
+    """The shortest group that takes the work, which is taken off the heap; a new group where none does."""
+    refused = []
+    while shortest:
+        entry = heapq.heappop(shortest)
+        group = groups[entry[1]]
+        if len(group.works) >= min(group.most, work.members):
+            continue  # it is full, and stays so
+        if group.takes(work):
+            break
+        refused.append(entry)
+    else:
+        groups.append(_Group(fleet))
+        entry = (0.0, len(groups) - 1)
+    for each in refused:
+        heapq.heappush(shortest, each)
+    return entry[1]
+
+
+class _Group:
+    """A cohort that grows: its sums on each class, so that a member more costs the classes and not the members."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.works: list[Work] = []
+        self.most = 1 << 30
+        self._classes = fleet.classes
+        self._own = [0.0] * len(fleet.classes)
+        self._shared = [0.0] * len(fleet.classes)
+        self._memory = [0.0] * len(fleet.classes)
+
+    @property
+    def least_s(self) -> float:
+        """Seconds on the class that suits it best; infinite ones are those that cannot take it."""
+        return min(own + shared for own, shared in zip(self._own, self._shared, strict=True))
+
+    def takes(self, work: Work) -> bool:
+        """Whether some class can run the group with one more."""
+        return any(
+            own + work.seconds_on(each.type) < math.inf
+            and memory + work.memory_on(each.type) <= each.memory_gb * (1 + 1e-9)
+            for own, memory, each in zip(self._own, self._memory, self._classes, strict=True)
+        )
+
+    def add(self, work: Work) -> None:
+        """Take one more."""
+        self.works.append(work)
+        self.most = min(self.most, work.members)
+        for place, each in enumerate(self._classes):
+            self._memory[place] += work.memory_on(each.type)
+            fits = self._memory[place] <= each.memory_gb * (1 + 1e-9)
+            seconds = work.seconds_on(each.type) if fits else math.inf
+            if seconds == math.inf:
+                self._own[place] = math.inf
+                continue
+            self._own[place] += seconds * (1 - work.shared)
+            self._shared[place] = max(self._shared[place], seconds * work.shared)

@@ -1,0 +1,239 @@
+"""The planner: a placer that asks for a schedule of what is ready whenever something has changed.
+
+It gives away only what should start now. Works that the schedule has wait, for a fast
+device say, are left out and asked about again when a work has ended or a node has come
+or gone, so nothing is bound to a place before its time. Where the cluster may grow,
+what is over gets seats without a node: their demand is what an autoscaler sees.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from m2mkd_ray.execution.bounds import refusals
+from m2mkd_ray.execution.devices import UNKNOWN_TFLOPS, device_type, known_type, speed_of
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.fleet import Taken, devices_for, held_by, node_id
+from m2mkd_ray.execution.layout import Booking
+from m2mkd_ray.execution.placement import Occupied, Seat, View
+from m2mkd_ray.execution.schedule import Policy, schedule
+from m2mkd_ray.execution.stage import Resources, Stage
+from m2mkd_ray.execution.works import ANY, Device, Work, together_s
+
+MEMBERS = 8
+"""Most members of a cohort that is planned; memory may allow fewer."""
+UTILISATION = 0.4
+"""Share of its peak that a device reaches where nothing was measured (40 to 60 % are usual for transformers:
+PaLM, arXiv 2204.02311, table 3)."""
+PER_DOUBLING = 0.95
+"""Efficiency of data parallel training for each doubling of devices, where nothing was measured."""
+_LEAST_LEFT = 0.02
+"""Of a work that takes longer than expected, so much of its expected seconds is still to come."""
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """What somebody decided about a stage."""
+
+    devices: int | None = None
+    """Spread over so many."""
+    cohort: str = ""
+    """Runs together with all that have the same name here."""
+    gpus: float | None = None
+    """A share of a GPU."""
+    node_type: str = ""
+    """Only on devices of this type."""
+
+
+class Planner:
+    """Seats by schedule.
+
+    Args:
+        works: measured or expected costs of stages, by name; of others, what they took before counts
+            (`View.seconds`), else their FLOPs, else as long as the others on average.
+        policy: which forms are considered, see `schedule`.
+        speeds: speed of types of device relative to the one on which `View.seconds` were taken; others are
+            compared by their peaks (`devices.GPU_TYPES`) with the most common type.
+        grows: whether an autoscaler may add nodes for seats without a node.
+        by_hand: what is decided already, by stage name.
+        members: most members of a cohort.
+    """
+
+    replans = True
+    """Seats that have not begun may be taken back when nodes come or go, and asked for again."""
+
+    def __init__(
+        self,
+        works: Mapping[str, Work] | None = None,
+        *,
+        policy: Policy = "auto",
+        speeds: Mapping[str, float] | None = None,
+        grows: bool = False,
+        by_hand: Mapping[str, ByHand] | None = None,
+        members: int = MEMBERS,
+    ) -> None:
+        self._works = dict(works or {})
+        self._policy, self._speeds, self._grows = policy, speeds, grows
+        self._by_hand = dict(by_hand or {})
+        self._members = members
+
+    def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
+        """See `Placer`."""
+        types = _types(view.nodes)
+        works = self.works(ready, view.nodes, view.seconds)
+        taken = [each for occupied in view.occupied for each in self._taken(occupied, view, types)]
+        seats = [Seat((stage,), stage.resources) for stage in ready if _holds_nothing(stage)]
+        for request, stages in _by_request(ready).items():
+            devices = devices_for(request, view.nodes, taken)
+            of_group = {works[stage.address].name: stage for stage in stages}
+            found = self._seats_of([works[stage.address] for stage in stages], of_group, request, devices)
+            seats += found
+            for seat in found:
+                if seat.node is not None:
+                    taken += self._taken(Occupied(seat, seat.node, 0.0), view, types)
+        return seats
+
+    def works(self, stages: Sequence[Stage], nodes: Sequence[Node], seconds: Mapping[str, float]) -> dict[str, Work]:
+        """Costs of stages and how they may run, by address; the works' names are addresses too."""
+        types = _types(nodes)
+        costs = {stage.address: self._cost(stage, types, seconds) for stage in stages}
+        known = [cost for cost in costs.values() if cost is not None]
+        usual = {name: sum(cost.seconds_on(name) for cost in known) / len(known) for name in types} if known else {}
+        usual = {name: value for name, value in usual.items() if value < math.inf} or {ANY: 1.0}
+        return {
+            stage.address: self._allowed(stage, costs[stage.address] or Work(stage.name, usual)) for stage in stages
+        }
+
+    def _cost(self, stage: Stage, types: Counter[str], seconds: Mapping[str, float]) -> Work | None:
+        """What is known of a stage's cost; None if nothing is."""
+        if stage.name in self._works:
+            return self._works[stage.name]
+        if stage.name in seconds:
+            before = seconds[stage.name]
+            return Work(stage.name, {name: before / self._relative(name, types) for name in types} | {ANY: before})
+        if stage.flops:
+            return Work(stage.name, {name: expected_s(stage.flops, name) for name in types})
+        return None
+
+    def _relative(self, name: str, types: Counter[str]) -> float:
+        if self._speeds is not None:
+            return self._speeds.get(name, 1.0)
+        usual = types.most_common(1)[0][0]
+        return speed_of(name) / speed_of(usual) if known_type(name) and known_type(usual) else 1.0
+
+    def _allowed(self, stage: Stage, cost: Work) -> Work:
+        """The cost with the forms that the stage may take."""
+        wide = {count: cost.widths.get(count, PER_DOUBLING ** math.log2(count)) for count in stage.spread}
+        own = max(1, math.ceil(stage.resources.gpus))  # a stage that asks for two GPUs and knows no other way
+        has_mates = stage.together is not None and own == 1
+        work = replace(
+            cost,
+            name=stage.address,
+            mates=stage.mates if has_mates else "",
+            members=self._members if has_mates and stage.mates else 1,
+            widths={own: 1.0} | ({} if self._policy != "auto" else wide),
+        )
+        hand = self._by_hand.get(stage.name)
+        return work if hand is None else _as_by_hand(work, hand, wide)
+
+    def _seats_of(
+        self, works: Sequence[Work], stages: Mapping[str, Stage], request: Resources, devices: Sequence[Device]
+    ) -> list[Seat]:
+        refused = {work.name for work in works if refusals([work], devices)}
+        seats = [_elsewhere(stages[name], request) for name in stages if name in refused] if self._grows else []
+        placed = [work for work in works if work.name not in refused]
+        if not placed or not (self._grows or any(_has_room(device) for device in devices)):
+            return seats
+        for booking in schedule(placed, devices, policy=self._policy).bookings:
+            of_booking = [stages[work.name] for work in booking.works]
+            if booking.start_s <= 0:
+                seats.append(_seat(of_booking, booking, request, devices[booking.devices[0]].node))
+            elif self._grows:
+                seats.append(_seat(of_booking, booking, request, None))
+        return seats
+
+    def _taken(self, occupied: Occupied, view: View, types: Counter[str]) -> list[Taken]:
+        """What a seat at work holds, and until when it is expected to."""
+        if occupied.node is None:
+            return []
+        type_name = next((device_type(node) for node in view.nodes if node_id(node) == occupied.node), "")
+        expected = self.expected_s(occupied.seat, type_name, view)
+        until = max(expected - occupied.since_s, _LEAST_LEFT * expected, 1e-3)
+        return [Taken(occupied.node, resources, until) for resources in held_by(occupied.seat)]
+
+    def expected_s(self, seat: Seat, type_name: str, view: View) -> float:
+        """How long a seat takes on devices of a type; a share below what a work keeps busy makes it slower."""
+        works = self.works(seat.stages, view.nodes, view.seconds)
+        of_seat = [works[stage.address] for stage in seat.stages]
+        seconds = together_s(of_seat, type_name)
+        if seconds == math.inf:
+            return 1.0
+        width, gpus = len(held_by(seat)) - 1, seat.resources.gpus
+        if width > 1:
+            return seconds / (width * of_seat[0].widths.get(width, PER_DOUBLING ** math.log2(width)))
+        return seconds * max(1.0, of_seat[0].occupancy / gpus if 0 < gpus < 1 else 1.0)
+
+
+def expected_s(flops: float, type_name: str) -> float:
+    """Seconds that FLOPs take on a type of device of which nothing was measured."""
+    return flops / (speed_of(type_name) * 1e12 * UTILISATION)
+
+
+def _types(nodes: Sequence[Node]) -> Counter[str]:
+    """Types of device, and how many nodes have each."""
+    return Counter(device_type(node) for node in nodes) or Counter({"cpu": 1})
+
+
+def _holds_nothing(stage: Stage) -> bool:
+    return not (stage.resources.cpus or stage.resources.gpus or stage.resources.memory_gb)
+
+
+def _by_request(ready: Sequence[Stage]) -> dict[Resources, list[Stage]]:
+    """Stages that see the same devices: those that want GPUs first, as other stages can be elsewhere."""
+    groups: dict[Resources, list[Stage]] = {}
+    for stage in ready:
+        if not _holds_nothing(stage):
+            gpus = 1.0 if stage.resources.gpus else 0.0
+            groups.setdefault(stage.resources.model_copy(update={"gpus": gpus}), []).append(stage)
+    return dict(sorted(groups.items(), key=lambda group: (-group[0].gpus, -group[0].cpus)))
+
+
+def _as_by_hand(work: Work, hand: ByHand, wide: Mapping[int, float]) -> Work:
+    if hand.devices is not None:
+        work = replace(work, widths={hand.devices: {1: 1.0, **wide}[hand.devices]}, mates="", members=1)
+    if hand.cohort:
+        work = replace(work, cohort=hand.cohort, widths={1: 1.0})
+    if hand.gpus is not None:
+        work = replace(work, share=hand.gpus, widths={1: 1.0}, mates="", members=1)
+    if hand.node_type:
+        work = replace(work, seconds={hand.node_type: work.seconds_on(hand.node_type)})
+    return work
+
+
+def _has_room(device: Device) -> bool:
+    return sum(share for share, _ in device.busy) < 1 - 1e-6
+
+
+def _seat(stages: Sequence[Stage], booking: Booking, request: Resources, node: str | None) -> Seat:
+    """A booking as the executor understands it; the members get the resources and placement that they run with."""
+    width = len(booking.devices)
+    if width > 1 and width in stages[0].spread:
+        spread = stages[0].spread[width]
+        stage = replace(stages[0], resources=spread.resources, placement=spread.placement)
+        return Seat((stage,), spread.resources, node)
+    resources = request
+    if request.gpus:
+        # Ray counts GPUs in ten-thousandths, and a third rounded up would not fit three times.
+        share = width if booking.share > 1 - 1e-9 else math.floor(booking.share * 1e4) / 1e4
+        resources = request.model_copy(update={"gpus": float(share)})
+    return Seat(tuple(replace(stage, resources=resources) for stage in stages), resources, node)
+
+
+def _elsewhere(stage: Stage, request: Resources) -> Seat:
+    """A seat on a node that is still to come."""
+    resources = request if not stage.resources.gpus else stage.resources
+    return Seat((replace(stage, resources=resources),), resources)
+
+
+__all__ = ["MEMBERS", "UNKNOWN_TFLOPS", "ByHand", "Planner", "expected_s"]
