@@ -1,0 +1,298 @@
+"""Streams on a real Ray: made once a node whoever reads, and the same whatever dies or falls behind."""
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from streamed import FLOATS, Maker, Read, Reader, digest
+
+from m2mkd_ray.execution.sharing import Hub, Sharing, open_stream, shared_stream, start_hub
+
+STEP_BYTES = 4 * FLOATS + 8
+SMALL = {"window_bytes": 1, "gather_s": 1.5}
+"""A window of four steps, the fewest."""
+
+
+@pytest.fixture(scope="module")
+def short_folder() -> Iterator[str]:
+    """A short path: sockets in it have at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def connection(short_folder: str) -> Iterator[Any]:
+    """One local Ray for all tests of this file but the last."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 200_000_000}
+    yield ray.init(address="local", num_cpus=2, _temp_dir=short_folder, **settings)
+    ray.shutdown()
+    patch.undo()
+
+
+@pytest.fixture
+def hub_of(connection: Any) -> Iterator[Callable[..., Hub]]:
+    """Start hubs that end with the test."""
+    hubs = []
+
+    def start(**settings: Any) -> Hub:
+        hubs.append(start_hub(Sharing(**settings)))
+        return hubs[-1]
+
+    yield start
+    for hub in hubs:
+        hub.end()
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Maker:
+    return Maker(tmp_path)
+
+
+def readers(count: int, node_id: str | None = None) -> list[Any]:
+    """Actors of their own processes, started."""
+    where = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id else "DEFAULT"
+    actor = ray.remote(Reader).options(num_cpus=0, max_concurrency=2, scheduling_strategy=where)
+    some = [actor.remote() for _ in range(count)]
+    ray.get([one.pid.remote() for one in some])
+    return some
+
+
+def read(some: list[Any], hub: Hub, maker: Maker, stop: int, sleeps: Mapping[int, float] = {}) -> list[list[Read]]:
+    return ray.get([one.read.remote(hub, maker, 0, stop, sleeps) for one in some], timeout=60)
+
+
+def is_as_alone(seen: list[Read], maker: Maker, start: int, stop: int) -> bool:
+    """Whether the steps have the bytes that the maker gives without any of this."""
+    rng = np.random.default_rng
+    expected = [digest((rng(step).random(FLOATS, dtype=np.float32), np.array([step]))) for step in range(start, stop)]
+    return [one.digest for one in seen] == expected
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def streams(hub: Hub) -> list[Any]:
+    return [stream for _, stream in ray.get(hub.actor.streams.remote())]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("count", [1, 4])
+def test_every_step_is_made_once_whatever_the_number_of_readers(
+    count: int, hub_of: Callable[..., Hub], maker: Maker
+) -> None:
+    hub = hub_of(window_bytes=6 * STEP_BYTES)
+    for seen in read(readers(count), hub, maker, 40):
+        assert is_as_alone(seen, maker, 0, 40)
+        assert not any(one.is_own or one.is_copy or one.is_writeable for one in seen)
+    assert [len(maker.calls(step)) for step in range(40)] == [1] * 40
+    assert len(maker.calls()) == 40
+    counts = hub.counts()
+    assert (counts.made, counts.handed, counts.let_go) == (40, 40 * count, 0)
+    assert 4 * STEP_BYTES <= counts.peak_bytes <= 6 * STEP_BYTES
+
+
+@pytest.mark.ray
+def test_a_stream_ends_with_its_last_reader_and_what_was_read_stays(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub = hub_of()
+    node = ray.get_runtime_context().get_node_id()
+    kept = [made.arrays for made in shared_stream(hub, node, "key", maker, 3, 9, "here")]
+    wait_for(lambda: not streams(hub))
+    assert [digest(arrays) for arrays in kept] == [digest(maker.make(step)) for step in range(3, 9)]
+    stops_early = shared_stream(hub, node, "key", maker, 0, 9, "here")
+    next(stops_early)
+    assert len(streams(hub)) == 1
+    stops_early.close()
+    wait_for(lambda: not streams(hub))
+
+
+@pytest.mark.ray
+def test_the_fastest_waits_for_the_slowest_at_the_windows_end(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub = hub_of(**SMALL, prefetch=1)
+    slow, fast = readers(2)
+    waits = slow.read.remote(hub, maker, 0, 30, {5: 3.0})
+    goes = fast.read.remote(hub, maker, 0, 30, {})
+    wait_for(lambda: ray.get(slow.at.remote()) == 5)
+    time.sleep(1.0)
+    assert ray.get(fast.at.remote()) <= 5 + 1 + 4
+    assert len(maker.calls()) <= 5 + 2 + 4
+    for seen in ray.get([waits, goes], timeout=60):
+        assert is_as_alone(seen, maker, 0, 30)
+        assert not any(one.is_own for one in seen)
+    assert len(maker.calls()) == 30
+    assert hub.counts().peak_bytes <= 5 * STEP_BYTES
+
+
+@pytest.mark.ray
+def test_a_reader_that_is_silent_too_long_is_let_go_and_makes_its_own(
+    hub_of: Callable[..., Hub], maker: Maker
+) -> None:
+    hub = hub_of(**SMALL, patience_s=0.5)
+    slow, fast = readers(2)
+    silent = slow.read.remote(hub, maker, 0, 60, {5: 3.0})
+    goes = fast.read.remote(hub, maker, 0, 60, {}, 0.15)
+    seen_slow, seen_fast = ray.get([silent, goes], timeout=60)
+    assert hub.counts().let_go >= 1
+    own = [one.step for one in seen_slow if one.is_own]
+    assert own
+    assert own[0] > 5
+    assert len(own) < 30  # it finds a stream again
+    assert not any(one.is_own for one in seen_fast)
+    assert is_as_alone(seen_slow, maker, 0, 60)
+    assert is_as_alone(seen_fast, maker, 0, 60)
+
+
+@pytest.mark.ray
+def test_those_who_come_as_late_share_a_stream_of_their_own(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub = hub_of(window_bytes=1, gather_s=1.0)
+    first, *late = readers(3)
+    goes = first.read.remote(hub, maker, 0, 60, {}, 0.1)
+    wait_for(lambda: ray.get(first.at.remote()) >= 12)
+    for seen in [*read(late, hub, maker, 30), ray.get(goes)]:
+        assert is_as_alone(seen, maker, 0, len(seen))
+        assert not any(one.is_own for one in seen)
+    assert [len(maker.calls(step)) for step in range(60)] == [2] * 30 + [1] * 30
+
+
+@pytest.mark.ray
+def test_those_who_start_a_little_apart_share_all_of_it(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub = hub_of(window_bytes=1, gather_s=2.0)
+    first, second = readers(2)
+    goes = first.read.remote(hub, maker, 0, 20, {})
+    time.sleep(1.0)
+    read([second], hub, maker, 20)
+    ray.get(goes)
+    assert len(maker.calls()) == 20
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.parametrize("how", ["ray.kill", "SIGKILL"])
+def test_a_stream_that_dies_is_replaced_and_all_go_on_from_their_step(
+    how: str, hub_of: Callable[..., Hub], maker: Maker
+) -> None:
+    hub = hub_of(**SMALL)
+    some = readers(3)
+    reading = [one.read.remote(hub, maker, 0, 40, {}, 0.05) for one in some]
+    wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
+    (stream,) = streams(hub)
+    if how == "ray.kill":
+        ray.kill(stream)
+    else:
+        os.kill(ray.get(stream.pid.remote()), signal.SIGKILL)
+    for seen in ray.get(reading, timeout=60):
+        assert is_as_alone(seen, maker, 0, 40)
+        assert not any(one.is_own for one in seen)
+    # Made again: at most the window and what was in hand.
+    assert len(maker.calls()) <= 40 + 4 + 4
+    assert len(maker.calls(39)) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_a_reader_that_dies_holds_up_nobody_for_long(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub = hub_of(**SMALL, patience_s=1.0)
+    some = readers(3)
+    reading = [one.read.remote(hub, maker, 0, 40, {}, 0.05) for one in some]
+    wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
+    ray.kill(some[0])
+    for seen in ray.get(reading[1:], timeout=60):
+        assert is_as_alone(seen, maker, 0, 40)
+        assert max(after.at - before.at for before, after in pairwise(seen)) < 3.0
+        assert not any(one.is_own for one in seen)
+    assert len(maker.calls()) == 40
+    assert hub.counts().let_go == 1
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_without_a_hub_readers_make_their_own(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub = hub_of(**SMALL)
+    some = readers(2)
+    reading = [one.read.remote(hub, maker, 0, 40, {}, 0.05) for one in some]
+    wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
+    hub.end()
+    for seen in ray.get(reading, timeout=60):
+        assert is_as_alone(seen, maker, 0, 40)
+        assert seen[-1].is_own
+    (seen,) = read(readers(1), hub, maker, 5)  # and those who come after its end
+    assert all(one.is_own for one in seen)
+
+
+@pytest.mark.ray
+def test_a_stream_that_gives_nothing_is_not_waited_for(hub_of: Callable[..., Hub], tmp_path: Path) -> None:
+    maker = Maker(tmp_path, hangs_at=6)
+    (seen,) = read(readers(1), hub_of(deadline_s=5.0), maker, 20)
+    assert is_as_alone(seen, maker, 0, 20)
+    assert [one.step for one in seen if one.is_own] == list(range(6, 20))
+    assert seen[-1].at - seen[5].at < 8.0  # it waits once, not at every step
+
+
+@pytest.mark.ray
+def test_what_cannot_be_made_raises_in_the_reader(hub_of: Callable[..., Hub], tmp_path: Path) -> None:
+    maker = Maker(tmp_path, raises_at=3)
+    node = ray.get_runtime_context().get_node_id()
+    stream = shared_stream(hub_of(), node, "key", maker, 0, 10, "here")
+    assert [int(next(stream).arrays[1][0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="step 3 is unlucky"):
+        next(stream)
+
+
+@pytest.mark.ray
+def test_streams_of_other_keys_are_others(hub_of: Callable[..., Hub], tmp_path: Path) -> None:
+    hub, node = hub_of(), ray.get_runtime_context().get_node_id()
+    makers = [Maker(tmp_path / name) for name in ("a", "b")]
+    for one in makers:
+        one.folder.mkdir()
+    both = [shared_stream(hub, node, one.folder.name, one, 0, 5, "here") for one in makers]
+    assert all(digest(a.arrays) == digest(b.arrays) for a, b in zip(*both))
+    assert [len(one.calls()) for one in makers] == [5, 5]
+
+
+def test_without_sharing_all_is_made_in_this_process(maker: Maker) -> None:
+    made = list(open_stream(None, None, "key", maker, 2, 6, "here"))
+    assert [int(one.arrays[1][0]) for one in made] == [2, 3, 4, 5]
+    assert all(one.is_own and not one.arrays[0].flags.writeable for one in made)
+
+
+# Two nodes. Last, as it needs the process's connection for itself.
+
+
+@pytest.mark.ray
+def test_each_node_makes_every_step_once(connection: Any, short_folder: str, tmp_path: Path) -> None:
+    ray.shutdown()
+    head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": f"{short_folder}/two"}
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)  # where Cluster notes its address, whatever `temp_dir`
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        cluster.wait_for_nodes()
+        hub, maker = start_hub(), Maker(tmp_path)
+        nodes = [node["NodeID"] for node in ray.nodes()]
+        assert len(nodes) == 2
+        some = [one for node in nodes for one in readers(2, node)]
+        for seen in read(some, hub, maker, 20):
+            assert is_as_alone(seen, maker, 0, 20)
+            assert not any(one.is_own or one.is_copy for one in seen)
+        assert [len(maker.calls(step)) for step in range(20)] == [2] * 20
+        assert len({call.name.split("-")[1] for call in maker.calls()}) == 2
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
