@@ -3,6 +3,7 @@
 Build a `Report` and give it to `render`. Nothing here knows torch, Ray or the store.
 """
 
+from m2mkd_ray.reporting.counters import CounterRow
 from m2mkd_ray.reporting.page import render
 from m2mkd_ray.reporting.plots import FIGURES
 from m2mkd_ray.reporting.report import (
@@ -17,11 +18,12 @@ from m2mkd_ray.reporting.report import (
     SuiteResult,
     encode_image,
 )
-from m2mkd_ray.reporting.tables import TABLES, summary, text_table
+from m2mkd_ray.reporting.tables import TABLES, counter_table, summary, text_table
 
 __all__ = [
     "FIGURES",
     "TABLES",
+    "CounterRow",
     "Curve",
     "DataCard",
     "ExpertUse",
@@ -31,6 +33,7 @@ __all__ = [
     "StageRow",
     "Subject",
     "SuiteResult",
+    "counter_table",
     "encode_image",
     "render",
     "summary",

@@ -18,6 +18,8 @@ import matplotlib.image
 import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
+from m2mkd_ray.reporting.counters import CounterRow
+
 Kind = Literal["teacher", "meta", "hybrid", "student", "baseline"]
 """What a network is: a hybrid is the meta model with one student module spliced in, a student was assembled from
 distilled modules and fine-tuned, a baseline is a control for the student."""
@@ -210,6 +212,8 @@ class Report(BaseModel, frozen=True, extra="forbid"):
     routing: tuple[RoutingExample, ...] = ()
     spans: tuple[Span, ...] = ()
     stages: tuple[StageRow, ...] = ()
+    counters: tuple[CounterRow, ...] = ()
+    """One a training."""
     versions: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     """What a reader has to know to read the numbers rightly, one sentence each."""

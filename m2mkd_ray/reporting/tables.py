@@ -4,12 +4,13 @@ A table is text that is ready to be shown. To add one, write a function and give
 a line in `TABLES`; a table without rows is left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from m2mkd_ray.reporting import units
 from m2mkd_ray.reporting.comparison import Comparison, comparisons
+from m2mkd_ray.reporting.counters import PARTS, CounterRow, joined
 from m2mkd_ray.reporting.report import Report, Subject, SuiteResult
 
 _KINDS: Mapping[str, str] = {
@@ -103,6 +104,38 @@ def stages(report: Report) -> Table:
     )
 
 
+def counters(report: Report) -> Table:
+    """One row a training: where its time went, and what it did in it."""
+    return counter_table(report.counters)
+
+
+def counter_table(rows: Sequence[CounterRow]) -> Table:
+    """The counters of trainings; what none of them counted has no column."""
+    several = len({row.recipe for row in rows}) > 1
+    columns = {
+        "stage": [row.stage for row in rows],
+        "recipe": [row.recipe if several else "" for row in rows],
+        "worker shared by": [joined(row.cohort) for row in rows],
+        "images/s": [_or_blank(row.images_per_s, units.rate) for row in rows],
+        **{share: [_share(row, share) for row in rows] for share in ("data wait", *PARTS.values())},
+        "decodes": [_or_blank(row.decodes, units.count) for row in rows],
+        "teacher calls": [_or_blank(row.teacher_calls, units.count) for row in rows],
+        "cache hits": [_or_blank(row.hit_rate, _whole_percent) for row in rows],
+        "FLOP": [_or_blank(row.flops, lambda value: units.quantity(value, "")) for row in rows],
+        "FLOP/s": [_or_blank(row.flops_per_s, lambda value: units.quantity(value, "")) for row in rows],
+        "MFU": [_or_blank(row.mfu, _whole_percent) for row in rows],
+        "memory": [_or_blank(row.peak_memory_gb, units.memory) for row in rows],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    return Table(
+        title="Where the time went, in shares of the time in training, and what was counted",
+        section="The run",
+        columns=tuple(shown),
+        rows=tuple(zip(*shown.values())),
+        numeric_from=sum(name in shown for name in ("stage", "recipe", "worker shared by")),
+    )
+
+
 def data(report: Report) -> Table:
     """The images: where from, how many, under which licence."""
     card = report.data
@@ -128,6 +161,7 @@ TABLES: Mapping[str, Callable[[Report], Table]] = {
     "gains": gains,
     "suites": suites,
     "stages": stages,
+    "counters": counters,
     "data": data,
     "versions": versions,
 }
@@ -152,6 +186,7 @@ def summary(report: Report) -> dict[str, Any]:
             for subject in report.subjects
         },
         "stages": [row.model_dump(mode="json") for row in report.stages],
+        "counters": [row.numbers for row in report.counters],
         "time": {
             "stages_s": sum(row.seconds for row in report.stages),
             "first_start": min(starts, default=None),
@@ -257,6 +292,14 @@ def _gain(comparison: Comparison) -> dict[str, Any]:
         "baseline_start": comparison.baseline_start,
         "epochs_to_match": comparison.epochs_to_match,
     }
+
+
+def _share(row: CounterRow, name: str) -> str:
+    return _or_blank(row.shares.get(name), _whole_percent)
+
+
+def _whole_percent(fraction: float) -> str:
+    return units.percent(fraction, 0)
 
 
 def _or_none(fraction: float | None) -> float | None:

@@ -36,3 +36,25 @@ def duration(seconds: float) -> str:
 def epochs(number: float) -> str:
     """2.0 as "2", 2.5 as "2.5"."""
     return f"{number:.2f}".rstrip("0").rstrip(".")
+
+
+def quantity(number: float, unit: str) -> str:
+    """Three digits and a prefix: 4.16e14 FLOP as "416 TFLOP", 0 as "0 FLOP"."""
+    for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{_three_digits(number / size)} {prefix}{unit}"
+    return f"{_three_digits(number)} {unit}"
+
+
+def memory(gigabytes: float) -> str:
+    """0.0432 as "43 MB", 1.5 as "1.5 GB"."""
+    return f"{1000 * gigabytes:.0f} MB" if gigabytes < 0.9995 else f"{gigabytes:.1f} GB"
+
+
+def rate(per_second: float) -> str:
+    """Images a second: 912.4 as "912", 3.21 as "3.2"."""
+    return f"{per_second:,.0f}" if per_second >= 9.95 else f"{per_second:.1f}"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 99.95 else f"{number:.3g}"

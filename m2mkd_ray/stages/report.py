@@ -12,7 +12,18 @@ from pydantic import BaseModel
 from m2mkd_ray.data import DATASETS
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
-from m2mkd_ray.reporting import Curve, DataCard, Report, RoutingExample, Span, StageRow, Subject, render, summary
+from m2mkd_ray.reporting import (
+    CounterRow,
+    Curve,
+    DataCard,
+    Report,
+    RoutingExample,
+    Span,
+    StageRow,
+    Subject,
+    render,
+    summary,
+)
 from m2mkd_ray.reporting.report import Kind
 from m2mkd_ray.stages.parts import HISTORY
 
@@ -58,6 +69,7 @@ def gather(config: ReportConfig, context: StageContext) -> Report:
         routing=tuple(_routing(context.inputs["evaluate-student"])),
         spans=tuple(span for manifest in _manifests(context) for span in _spans(manifest)),
         stages=tuple(_row(manifest) for manifest in _manifests(context)),
+        counters=tuple(row for manifest in _manifests(context) if (row := _counters(manifest)) is not None),
         versions={name: str(version) for name, version in _manifests(context)[-1]["versions"].items() if version},
     )
 
@@ -150,6 +162,11 @@ def _row(manifest: Mapping[str, Any]) -> StageRow:
         attempts=len(manifest["attempts"]),
         parameters=trained,
     )
+
+
+def _counters(manifest: Mapping[str, Any]) -> CounterRow | None:
+    cohort = manifest["attempts"][-1]["where"].get("cohort") or ()
+    return CounterRow.of(manifest["name"], manifest["of"], manifest["metrics"], cohort if len(cohort) > 1 else ())
 
 
 def _data_card(folder: Path) -> DataCard:

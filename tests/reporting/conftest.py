@@ -13,6 +13,7 @@ import pytest
 
 import m2mkd_ray
 from m2mkd_ray.reporting import (
+    CounterRow,
     Curve,
     DataCard,
     ExpertUse,
@@ -97,6 +98,9 @@ def _spans() -> tuple[Span, ...]:
         span("meta", 5201, 3, 58, reused=True),
         span("split", 4103, 95, 96.5),
         span("pair-0", 4104, 97, 150),
+        span("incubate-0", 5204, 97, 130),
+        span("incubate-1", 5204, 97, 141),
+        span("incubate-2", 5204, 97, 118, outcome="RAISED"),
         span("pair-1", 4105, 97, 128, outcome="PREEMPTED"),
         span("pair-1", 5202, later, later + 52),
         span("pair-2", 5203, 97, 149),
@@ -108,6 +112,27 @@ def _spans() -> tuple[Span, ...]:
         span("evaluate-student", 5210, later + 88, later + 93, recipe="demo/pure"),
         span("report", 4114, later + 148, later + 151),
     )
+
+
+def _counters() -> tuple[CounterRow, ...]:
+    cohort = tuple(f"incubate-{i}-0123456789ab" for i in range(3))
+    return (
+        CounterRow(stage="meta", recipe="demo", images_per_s=3912.0, data_wait=0.02),
+        *(
+            CounterRow(stage=f"pair-{i}", recipe="demo", images_per_s=912.4 + i, data_wait=0.04, train_s=50.0,
+                       prefix_s=2.0 * i, teacher_s=14.0, student_s=20.0, suffix_s=6.0 - i, decodes=48_000,
+                       teacher_calls=30_000, cache_hits=18_000, flops=4.16e15, mfu=0.41, peak_memory_gb=11.2)
+            for i in range(4)
+        ),
+        *(
+            CounterRow(stage=f"incubate-{i}", recipe="demo", images_per_s=1490.0, data_wait=0.31, train_s=30.0,
+                       prefix_s=1.0 * i, student_s=14.0, suffix_s=2.0, decodes=48_000, flops=2e15,
+                       peak_memory_gb=0.43, cohort=cohort)
+            for i in range(2)
+        ),
+        CounterRow(stage="finetune", recipe="demo", images_per_s=412.0, data_wait=0.11, train_s=88.0, student_s=70.0),
+        CounterRow(stage="finetune", recipe="demo/pure", images_per_s=409.0, data_wait=0.0),
+    )  # fmt: skip
 
 
 def _routing() -> tuple[RoutingExample, ...]:
@@ -182,6 +207,7 @@ def full_report() -> Report:
             for span in spans
             if span.is_complete
         ),
+        counters=_counters(),
         versions={"m2mkd_ray": "0.1.0", "torch": "2.13.0", "ray": "2.60.0"},
         notes=("The teacher has three blocks a module, the student two.",),
     )  # fmt: skip

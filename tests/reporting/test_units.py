@@ -29,3 +29,20 @@ def test_counts(number: float, text: str) -> None:
 
 def test_epochs() -> None:
     assert [units.epochs(number) for number in (6.0, 2.5, 20.0)] == ["6", "2.5", "20"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 FLOP"), (950.0, "950 FLOP"), (4.16e14, "416 TFLOP"), (1.234e18, "1.23 EFLOP")]
+)
+def test_quantities(number: float, text: str) -> None:
+    assert units.quantity(number, "FLOP") == text
+
+
+def test_memory_and_rates() -> None:
+    assert [units.memory(gigabytes) for gigabytes in (0.0432, 0.9999, 1.5, 71.25)] == [
+        "43 MB",
+        "1.0 GB",
+        "1.5 GB",
+        "71.2 GB",
+    ]
+    assert [units.rate(speed) for speed in (3.21, 9.96, 912.4, 12_345.6)] == ["3.2", "10", "912", "12,346"]

@@ -61,3 +61,16 @@ def test_every_training_has_its_curve_and_every_stage_its_row(chain, numbers: di
     rows = [row["stage"] for row in numbers["report"]["stages"]]
     assert rows.count("finetune") == 2
     assert {"meta", "teacher", "pair-0", "incubate-3", "evaluate-hybrids"} <= set(rows)
+
+
+def test_every_training_has_its_counters(chain, numbers: dict) -> None:
+    counted = {(row["stage"], row["recipe"]): row for row in numbers["report"]["counters"]}
+    assert {stage for stage, _ in counted} == {
+        "meta", "teacher", "finetune", *(f"incubate-{index}" for index in range(4)),
+        *(f"pair-{index}" for index in range(4)),
+    }  # fmt: skip
+    returned = chain.metrics("pair-1")
+    row = counted["pair-1", "demo"]
+    assert (row["images_per_s"], row["data_wait"]) == (returned["images_per_s"], returned["data_wait"])
+    assert row["teacher_calls"] == returned.get("teacher_calls")
+    assert "Where the time goes" in (chain.folder("report") / "report.html").read_text()

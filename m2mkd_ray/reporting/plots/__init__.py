@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from m2mkd_ray.reporting.plots.accuracy import ACCURACY, CLASSES, SUITES
+from m2mkd_ray.reporting.plots.counters import COUNTERS
 from m2mkd_ray.reporting.plots.experts import LOAD, ROUTING
 from m2mkd_ray.reporting.plots.style import DARK, LIGHT, Plot, Theme, png
 from m2mkd_ray.reporting.plots.timeline import TIMELINE
@@ -18,6 +19,7 @@ FIGURES: Mapping[str, Plot] = {
     "expert_load": LOAD,
     "routing": ROUTING,
     "timeline": TIMELINE,
+    "counters": COUNTERS,
 }
 """By the name of their file, in the order of the page."""
 

@@ -1,10 +1,12 @@
 """The figure of the run: who ran which stage, where and when.
 
 Runs are stopped and resumed, and reuse what other runs left, so days may lie between two stages. Time in
-which nothing ran is therefore cut out, and the cut is marked.
+which nothing ran is therefore cut out, and the cut is marked. A worker that ran several stages at a time, a
+cohort, has a row of as many lanes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -19,33 +21,44 @@ from m2mkd_ray.reporting.report import Report, Span
 _SHORTEST_CUT = 0.03
 """Idle time is cut out from this share of all busy time on."""
 _PALE = 0.75
+_GAP = 0.38
+"""Between the bars of two workers; a bar of a worker that runs one stage at a time and a gap are 1."""
+_LANE = 0.56
+"""Height of a lane of a worker that ran several stages at a time."""
+
+Worker = tuple[str, str]
+"""Node and process."""
 
 
 def draw_timeline(report: Report, theme: Theme) -> Figure:
-    """A row a worker, a bar a stage."""
+    """A row a worker, a bar a stage; a lane each for stages that a worker ran at the same time."""
     spans = sorted(report.spans, key=lambda span: (span.start, span.stage))
-    rows = _rows(spans)
+    lanes = _lanes(spans)
+    rows = _rows(spans, lanes)
+    bottom = max(row.top + row.height for row in rows.values())
     busy = _busy(spans)
-    figure = canvas(1.15 + 0.34 * len(rows))
+    figure = canvas(1.15 + 0.34 * (bottom + _GAP))
     axes = figure.subplots()
     starts, ends = _drawn([s.start for s in spans], busy), _drawn([s.end for s in spans], busy)
-    for span, start, end in zip(spans, starts, ends):
-        _bar(axes, theme, report, span, rows[span.node, span.worker], start, end)
-    axes.set_yticks(range(len(rows)), _row_names(rows))
+    at = [rows[_worker(span)].place(lane) for span, lane in zip(spans, lanes)]
+    for i, span in enumerate(spans):
+        _bar(axes, theme, report, span, at[i], rows[_worker(span)].bar_height, starts[i], ends[i])
+    _frame_cohorts(axes, theme, rows.values())
+    axes.set_yticks([row.top + row.height / 2 for row in rows.values()], _row_names(rows))
     for label in axes.get_yticklabels():
         label.set_color(theme.ink)
     bare(axes)
     axes.grid(axis="x")
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylim(bottom + 0.29, -0.29)
     total = sum(end - start for start, end in busy)
     axes.set_xlim(0, total or 1.0)
     _time_axis(axes, total)
     _mark_cuts(axes, theme, busy)
     _legend(figure, theme, report, spans)
-    _name_bars(figure, axes, theme, report, spans, starts, ends, rows)
+    _name_bars(figure, axes, theme, report, spans, starts, ends, at)
     figure.set_label(
         f"Timeline of {len(spans)} attempts at stages on {len(rows)} workers of "
-        f"{len({span.node for span in spans})} nodes, {units.duration(total)} in all. "
+        f"{len({span.node for span in spans})} nodes, {units.duration(total)} in all. {_cohorts_in_words(rows)}"
         + "; ".join(f"{span.stage} ({span.recipe}) {units.duration(span.end - span.start)}" for span in spans)
     )
     return figure
@@ -73,14 +86,71 @@ def _drawn(times: Sequence[float], busy: Sequence[tuple[float, float]]) -> list[
     return [float(value) for value in np.interp(times, knots, values)]
 
 
-def _rows(spans: Sequence[Span]) -> dict[tuple[str, str], int]:
+@dataclass(frozen=True)
+class _Row:
+    """Where a worker's bars are drawn, from the top."""
+
+    top: float
+    num_lanes: int
+
+    @property
+    def height(self) -> float:
+        """Of all lanes."""
+        return 1 - _GAP if self.num_lanes == 1 else _LANE * self.num_lanes
+
+    @property
+    def bar_height(self) -> float:
+        """Of one bar."""
+        return self.height / self.num_lanes - (0.0 if self.num_lanes == 1 else 0.06)
+
+    def place(self, lane: int) -> float:
+        """The middle of a lane."""
+        return self.top + self.height * (lane + 0.5) / self.num_lanes
+
+
+def _worker(span: Span) -> Worker:
+    return span.node, span.worker
+
+
+def _lanes(spans: Sequence[Span]) -> list[int]:
+    """The lane of each span within its worker's row: the first that is free; spans are in the order of starts."""
+    free_from: dict[Worker, list[float]] = {}
+    lanes = []
+    for span in spans:
+        ends = free_from.setdefault(_worker(span), [])
+        lane = next((lane for lane, end in enumerate(ends) if end <= span.start), len(ends))
+        ends[lane : lane + 1] = [span.end]
+        lanes.append(lane)
+    return lanes
+
+
+def _rows(spans: Sequence[Span], lanes: Sequence[int]) -> dict[Worker, _Row]:
     """The row of each worker: by node, and within a node by who began first."""
     nodes = list(dict.fromkeys(span.node for span in spans))
-    workers = dict.fromkeys((span.node, span.worker) for span in spans)
-    return {worker: row for row, worker in enumerate(sorted(workers, key=lambda worker: nodes.index(worker[0])))}
+    most: dict[Worker, int] = {}
+    for span, lane in zip(spans, lanes):
+        most[_worker(span)] = max(most.get(_worker(span), 0), lane + 1)
+    rows, top = {}, 0.0
+    for worker in sorted(most, key=lambda worker: nodes.index(worker[0])):
+        rows[worker] = _Row(top, most[worker])
+        top += rows[worker].height + _GAP
+    return rows
 
 
-def _row_names(rows: dict[tuple[str, str], int]) -> list[str]:
+def _frame_cohorts(axes: Axes, theme: Theme, rows: Iterable[_Row]) -> None:
+    """A band behind the lanes of one worker, so that they are seen to belong together."""
+    for row in rows:
+        if row.num_lanes > 1:
+            colour = mix(theme.rule, theme.paper, 0.55)
+            axes.axhspan(row.top - 0.08, row.top + row.height + 0.08, color=colour, linewidth=0, zorder=0)
+
+
+def _cohorts_in_words(rows: Mapping[Worker, _Row]) -> str:
+    sizes = [row.num_lanes for row in rows.values() if row.num_lanes > 1]
+    return "".join(f"A worker ran {size} stages at a time. " for size in sizes)
+
+
+def _row_names(rows: Mapping[Worker, _Row]) -> list[str]:
     """The worker, and before it the node if there are several, once for all of its workers."""
     if len({node for node, _ in rows}) == 1:
         return [worker for _, worker in rows]
@@ -92,11 +162,13 @@ def _row_names(rows: dict[tuple[str, str], int]) -> list[str]:
     return names
 
 
-def _bar(axes: Axes, theme: Theme, report: Report, span: Span, row: int, start: float, end: float) -> None:
+def _bar(
+    axes: Axes, theme: Theme, report: Report, span: Span, at: float, height: float, start: float, end: float
+) -> None:
     """Full if this run did it, pale if it was reused, hatched if it was broken off."""
     colour = _colour(theme, report, span)
     axes.barh(
-        row, end - start, left=start, height=0.62, color=_face(theme, report, span), linewidth=1.0,
+        at, end - start, left=start, height=height, color=_face(theme, report, span), linewidth=1.0,
         edgecolor=colour if span.reused or not span.is_complete else theme.paper,
         hatch=None if span.is_complete else "////",
     )  # fmt: skip
@@ -117,14 +189,13 @@ def _name_bars(
     spans: Sequence[Span],
     starts: Sequence[float],
     ends: Sequence[float],
-    rows: dict[tuple[str, str], int],
+    at: Sequence[float],
 ) -> None:
     """Names inside the bars where they fit, else behind or before them where the row is free, else not at all."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what was measured stays where it is
     right = axes.get_xlim()[1]
     pad = 4 * right / axes.get_window_extent().width
-    at = [rows[span.node, span.worker] for span in spans]
     for i, span in enumerate(spans):
         text = axes.text(starts[i] + pad, at[i], _name(span, report), va="center_baseline", fontsize=8.5)
         width = text.get_window_extent().width * pad / 4 + 2 * pad
@@ -208,6 +279,7 @@ TIMELINE = Plot(
     applies=lambda report: bool(report.spans),
     section="The run",
     title="Who ran what, where and when",
-    reading="A row is a worker process, a bar a stage that it ran. Bars above each other ran at the same time. "
+    reading="A row is a worker process, a bar a stage that it ran. Bars above each other ran at the same time; those "
+    "on a band shared a worker, as a cohort. "
     "Time in which nothing ran is cut out. Pale bars were found in the store, hatched ones were broken off.",
 )

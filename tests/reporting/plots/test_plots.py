@@ -3,11 +3,11 @@
 import matplotlib
 import pytest
 
-from m2mkd_ray.reporting import FIGURES, Curve, ExpertUse, Report, Span, Subject
+from m2mkd_ray.reporting import FIGURES, CounterRow, Curve, ExpertUse, Report, Span, Subject
 from m2mkd_ray.reporting.plots import DARK, LIGHT, Theme, png
 from m2mkd_ray.reporting.plots.experts import _mean_use
 from m2mkd_ray.reporting.plots.style import reads_dark_on, spread, subject_colour
-from m2mkd_ray.reporting.plots.timeline import _busy, _drawn
+from m2mkd_ray.reporting.plots.timeline import _busy, _drawn, _lanes, _rows
 
 
 def _span(stage: str, start: float, end: float) -> Span:
@@ -101,3 +101,34 @@ def test_many_classes_show_both_ends_of_the_list(full_report: Report) -> None:
     _, alt = png(FIGURES["classes"], full_report.model_copy(update={"subjects": subjects}))
     shown = [part.split(" ")[1] for part in alt.partition(". ")[2].split("; ")]
     assert shown == [f"{i:02d}" for i in range(49, 34, -1)] + [f"{i:02d}" for i in range(14, -1, -1)]
+
+
+def test_stages_of_one_worker_that_overlap_have_a_lane_each() -> None:
+    def of_one(stage: str, start: float, end: float, worker: str = "a:1") -> Span:
+        return Span(stage=stage, recipe="demo", worker=worker, node="a", start=start, end=end)
+
+    spans = [of_one("p0", 0, 10), of_one("p1", 0, 5), of_one("q", 1, 9, "a:2"), of_one("p2", 5, 8), of_one("p3", 6, 9)]
+    assert _lanes(spans) == [0, 1, 0, 1, 2]
+    rows = _rows(spans, _lanes(spans))
+    assert {worker: row.num_lanes for (_, worker), row in rows.items()} == {"a:1": 3, "a:2": 1}
+    places = [rows["a", "a:1"].place(lane) for lane in range(3)]
+    assert places == sorted(places)
+    assert places[1] - places[0] >= rows["a", "a:1"].bar_height  # none over another
+    assert rows["a", "a:2"].top > rows["a", "a:1"].top + rows["a", "a:1"].height
+
+
+def test_bars_of_time_add_up_to_their_training(full_report: Report) -> None:
+    with matplotlib.rc_context():
+        figure = FIGURES["counters"].draw(full_report, LIGHT)
+    (axes,) = figure.axes
+    widths: dict[float, float] = {}
+    for bar in axes.patches:
+        if bar.get_height() == pytest.approx(0.66):
+            widths[bar.get_y()] = widths.get(bar.get_y(), 0.0) + bar.get_width()
+    assert list(widths.values()) == pytest.approx([1.0] * 9)
+    assert "pair-1 (demo) data wait 4 %, prefix 4 %, teacher 28 %, student 40 %, suffix 10 %" in figure.get_label()
+
+
+def test_trainings_that_counted_nothing_have_no_bars(minimal_report: Report) -> None:
+    row = CounterRow(stage="meta", recipe="demo", images_per_s=12.0)
+    assert not FIGURES["counters"].applies(minimal_report.model_copy(update={"counters": (row,)}))
