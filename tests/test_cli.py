@@ -98,6 +98,50 @@ def test_a_run_leaves_report_and_export(ran, tiny, m2mkd):
     assert "pair-1" in m2mkd("status", tiny, "--store", ran).out
 
 
+def test_the_status_has_the_counters_of_every_training(ran, tiny, m2mkd):
+    shown = m2mkd("status", tiny, "--store", ran, "--counters").out
+    rows = {line.split()[0] for line in shown.splitlines() if line}
+    assert {"meta", "teacher", "pair-0", "pair-1", "finetune"} <= rows
+    assert not {"data", "split", "assemble", "report"} & rows
+    assert "data wait" in shown
+    state = json.loads(m2mkd("status", tiny, "--store", ran, "--json").out)
+    metrics = {(stage["name"], stage["of"]): stage["metrics"] for stage in state["stages"]}
+    assert len(state["counters"]) == 6
+    for row in state["counters"]:
+        told = metrics[row["stage"], row["recipe"]]
+        assert (row["images_per_s"], row["data_wait"]) == (told["images_per_s"], told["data_wait"])
+        assert sum(row["shares"].values()) == pytest.approx(1)
+
+
+def test_counters_of_nothing_are_said_to_be_none(tiny, m2mkd, tmp_path):
+    said = m2mkd("status", tiny, "--store", tmp_path / "runs", "--counters").out
+    assert said == "No training has counted anything yet.\n"
+
+
+def test_the_counters_of_a_running_cohort_show_while_it_runs(tiny, m2mkd, tmp_path):
+    from m2mkd_ray.commands.session import chosen, planned
+    from m2mkd_ray.execution.store import Progress
+
+    store = Store(str(tmp_path / "runs"))
+    pairs = [stage.address for stage in planned(chosen(str(tiny), [])) if stage.name.startswith("pair-")]
+    where = {"host": "node7", "pid": 42, "node_id": None, "actor_id": None, "cohort": pairs}
+    counted = {
+        "loss": 2.25, "images_per_s": 800.0, "data_wait": 0.25, "teacher_s": 1.0, "train_s": 4.0,
+        "teacher_calls": 1600.0, "cache_hits": 1600.0, "flops": 8e12, "mfu": 0.4, "peak_memory_gb": 12.5,
+    }  # fmt: skip
+    for address in pairs:
+        store.say_attempts(address, [{"started": "2026-03-01T12:00:00+00:00", "ended": None, "outcome": None,
+                                      "message": "", "where": where}])  # fmt: skip
+        store.say_progress(address, Progress(5, 20, counted, 0.0, 42, "node7"))
+    shown = m2mkd("status", tiny, "--store", store.root, "--counters").out
+    times, counts = (line.split() for line in shown.splitlines() if line.startswith("pair-0"))
+    assert times == ["pair-0", "pair-0,1", "800", "25", "%", "25", "%", "50", "%"]
+    assert counts == ["pair-0", "1,600", "50", "%", "8", "T", "2", "T", "40", "%", "12.5", "GB"]
+    assert max(map(len, shown.splitlines())) < 100
+    assert "data wait 25 %" in m2mkd("status", tiny, "--store", store.root).out
+    assert "node7:42, with pair-1" in m2mkd("status", tiny, "--store", store.root).out
+
+
 def test_a_second_run_runs_nothing_and_tells_the_same(ran, tiny, m2mkd):
     before = {file: file.stat().st_mtime_ns for file in ran.glob("*-*/manifest.json")}
     began = time.monotonic()
@@ -286,8 +330,37 @@ def test_a_terminal_gets_a_table_and_a_pipe_gets_lines(tiny, tmp_path):
     assert isinstance(follower(stages, store, Console(file=lines), polls_store=True), Lines)
 
 
-def _text(live) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def test_who_shares_a_worker_is_shown_within_a_hundred_columns(tiny, tmp_path):
+    from m2mkd_ray.commands.follow import Lines, LiveTable
+    from m2mkd_ray.commands.session import chosen, planned
+    from m2mkd_ray.execution import StageProgress, StageStarted
+    from m2mkd_ray.execution.store import Progress
+
+    stages = planned(chosen(str(tiny), ["baselines=[]"]))
+    pairs = [stage for stage in stages if stage.name.startswith("pair-")]
+    where = {"host": "ray-worker-gpu-7f9c4", "pid": 1042, "cohort": [pair.address for pair in pairs]}
+    said = {"loss": 2.25, "val_top1": 0.5, "images_per_s": 1234.0, "data_wait": 0.125}
+    lines, console = io.StringIO(), Console(file=io.StringIO(), force_terminal=True, width=100)
+    table = LiveTable(stages, Store(str(tmp_path / "runs")), console, polls_store=False)
+    with Lines(stages, lines) as follow:
+        for pair in pairs:
+            for event in (
+                StageStarted(pair, where, None),
+                StageProgress(pair, Progress(512, 20_000, said, 0.0, 1042, where["host"])),
+            ):
+                follow(event)
+                table(event)
+    text = _text(table, width=100)
+    assert len(text.splitlines()) == len(stages) + 2 + 2 * len(pairs)
+    first, second = (line for line in text.splitlines() if line.startswith("pair-"))
+    assert all(part in first for part in ("running", "512/20000", "loss 2.250", "ray-worker-gpu-7f9c4:1042"))
+    assert second.rstrip().endswith("with pair-0")
+    assert "pair-0: started on ray-worker-gpu-7f9c4:1042 with pair-1" in lines.getvalue()
+    assert "pair-1: step 512/20000: loss 2.250, top-1 50.0 %, 1,234 images/s, data wait 12 %" in lines.getvalue()
+
+
+def _text(live, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(live.table())
     return console.file.getvalue()
 

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from m2mkd_ray.commands.output import place, said
+from m2mkd_ray.commands.output import mates, place, said
 from m2mkd_ray.execution import (
     Event,
     Stage,
@@ -31,11 +31,14 @@ from m2mkd_ray.execution import (
     StageWaits,
     Store,
 )
+from m2mkd_ray.reporting.counters import joined
 from m2mkd_ray.reporting.units import duration
 
 _REFRESH_S = 0.5
 _LINE_EVERY_S = 10.0
 """Seconds between two lines on the progress of one stage."""
+_WITH_BARS = 120
+"""Columns from which on there is room for bars of progress beside the words."""
 _STYLES = {"running": "cyan", "complete": "green", "reused": "green", "failed": "bold red", "retry": "yellow"}
 
 
@@ -64,6 +67,8 @@ class Row:
     total_steps: int | None = None
     words: str = ""
     where: str = ""
+    mates: Sequence[str] = ()
+    """Addresses of the other stages that its worker runs; none where it is alone."""
     seconds: float | None = None
     started: float | None = None
     """Monotonic time at which a worker took it up."""
@@ -75,6 +80,7 @@ class Row:
                 self.state, self.seconds, self.words = "reused", seconds, said(metrics)
             case StageStarted(where=where, from_step=from_step):
                 self.state, self.where, self.started, self.step = "running", place(where), time.monotonic(), from_step
+                self.mates = mates(where, self.stage.address)
             case StageProgress(progress=progress):
                 self.step, self.total_steps, self.words = progress.step, progress.total_steps, said(progress.metrics)
             case StageEnded(seconds=seconds, metrics=metrics):
@@ -99,7 +105,7 @@ class LiveTable:
                 tell of it while it runs a stage in its own process.
         """
         self.rows = {stage.address: Row(stage) for stage in stages}
-        self._store, self._polls_store = store, polls_store
+        self._store, self._polls_store, self._console = store, polls_store, console
         self._began = time.monotonic()
         self._live = Live(
             get_renderable=self.table, console=console, refresh_per_second=1 / _REFRESH_S, vertical_overflow="visible"
@@ -127,8 +133,13 @@ class LiveTable:
         done = sum(row.state in ("complete", "reused") for row in rows)
         title = f"{done} of {len(rows)} stages complete, {duration(time.monotonic() - self._began)}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("stage", *(("of",) if several else ()), "state", "progress", "time", "metrics", "where"):
-            table.add_column(name, no_wrap=name != "metrics")
+        table.add_column("stage", no_wrap=True)
+        if several:
+            table.add_column("of", no_wrap=True)
+        for name in ("state", "progress", "time"):
+            table.add_column(name, no_wrap=True)
+        for name in ("metrics", "where"):
+            table.add_column(name, overflow="fold")  # these give way on a narrow terminal
         for row in rows:
             seconds = row.seconds
             if row.state == "running" and row.started is not None:
@@ -137,12 +148,18 @@ class LiveTable:
                 row.stage.name,
                 *((row.stage.of,) if several else ()),
                 Text(row.state, style=_STYLES.get(row.state, "dim")),
-                _progress(row),
+                _progress(row, with_bar=self._console.width >= _WITH_BARS),
                 duration(seconds) if seconds is not None else "",
                 row.words,
-                row.where,
+                self._where(row),
             )
         return table
+
+    def _where(self, row: Row) -> str:
+        """The worker, once for all the stages that share it; the others say with whom they are."""
+        together = (row.stage.address, *row.mates)
+        first = next(r for r in self.rows.values() if r.stage.address in together and r.where == row.where)
+        return row.where if first is row else f"with {first.stage.name}"
 
     def _poll(self, row: Row) -> None:
         progress = self._store.progress(row.stage.address) if row.state == "running" else None
@@ -187,9 +204,11 @@ def follower(stages: Sequence[Stage], store: Store, console: Console, *, polls_s
     return Lines(stages)
 
 
-def _progress(row: Row) -> Table | str:
+def _progress(row: Row, *, with_bar: bool) -> Table | str:
     if row.step is None or not row.total_steps:
         return ""
+    if not with_bar:
+        return f"{row.step}/{row.total_steps}"
     grid = Table.grid(padding=(0, 1))
     grid.add_row(ProgressBar(row.total_steps, row.step, width=12), f"{row.step}/{row.total_steps}")
     return grid
@@ -201,7 +220,9 @@ def _sentence(row: Row, event: Event) -> str:
         case StageReused():
             return f"complete from before{words}"
         case StageStarted(from_step=from_step):
-            return f"started on {row.where}" + (f", goes on from step {from_step}" if from_step is not None else "")
+            together = f" with {joined(row.mates)}" if row.mates else ""
+            goes_on = f", goes on from step {from_step}" if from_step is not None else ""
+            return f"started on {row.where}{together}{goes_on}"
         case StageProgress():
             return f"step {row.step}/{row.total_steps}{words}"
         case StageEnded(seconds=seconds):

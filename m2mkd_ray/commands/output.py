@@ -57,7 +57,7 @@ def bar(done: int | None, total: int | None, width: int = 10) -> str:
 
 
 def said(metrics: Mapping[str, Any]) -> str:
-    """The key metrics of a stage in a few words: loss, accuracy, speed."""
+    """The key metrics of a stage in a few words: loss, accuracy, speed, and waiting for data from a percent on."""
     words = []
     if isinstance(metrics.get("loss"), float):
         words.append(f"loss {metrics['loss']:.3f}")
@@ -67,12 +67,19 @@ def said(metrics: Mapping[str, Any]) -> str:
     words += [f"{name} {100 * value:.1f} %" for name, value in accuracies.items() if isinstance(value, float)][:3]
     if isinstance(metrics.get("images_per_s"), float):
         words.append(f"{metrics['images_per_s']:,.0f} images/s")
+    if isinstance(metrics.get("data_wait"), float) and metrics["data_wait"] >= 0.005:
+        words.append(f"data wait {100 * metrics['data_wait']:.0f} %")
     return ", ".join(words)
 
 
 def place(where: Mapping[str, Any]) -> str:
     """Host and process of a worker."""
     return f"{where['host']}:{where['pid']}" if "host" in where and "pid" in where else ""
+
+
+def mates(where: Mapping[str, Any], address: str) -> list[str]:
+    """Addresses of the other stages that its worker runs, as a cohort; none where it is alone."""
+    return [other for other in where.get("cohort") or () if other != address]
 
 
 def resources(cpus: float, gpus: float, memory_gb: float | None) -> str:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m2mkd_ray.commands.output import Column, bar, place, print_json, print_table, said
+from m2mkd_ray.commands.output import Column, bar, mates, place, print_json, print_table, said
 from m2mkd_ray.commands.session import AsJson, RecipeName, Session, Settings, StoreRoot, planned, session
 from m2mkd_ray.errors import ArtifactError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from m2mkd_ray.execution.status import StageStatus
+    from m2mkd_ray.reporting import CounterRow
 
 
 def status(
@@ -21,6 +24,9 @@ def status(
     recipe: RecipeName,
     settings: Settings = None,
     store: StoreRoot = "runs",
+    counters: Annotated[
+        bool, typer.Option("--counters", help="Show where each training's time goes, and what it counted, instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show how far each stage is, from the store; also while another process runs it."""
@@ -29,7 +35,17 @@ def status(
     now = session(context)
     statuses = plan_status(planned(now.choose(recipe, settings)), now.open_store(store))
     if as_json:
-        print_json({"recipe": recipe, "store": now.open_store(store).root, "stages": [asdict(s) for s in statuses]})
+        print_json(
+            {
+                "recipe": recipe,
+                "store": now.open_store(store).root,
+                "stages": [asdict(found) for found in statuses],
+                "counters": [row.numbers for row in _counters(statuses)],
+            }
+        )
+        return
+    if counters:
+        _print_counters(_counters(statuses))
         return
     columns = [Column("stage"), Column("of"), Column("state"), Column("progress"), Column("time", is_number=True)]
     columns += [Column("tries", is_number=True), Column("metrics", wraps=True), Column("where"), Column("address")]
@@ -38,7 +54,37 @@ def status(
     typer.echo(f"\n{complete} of {len(statuses)} stages are complete in {now.open_store(store).root}.")
 
 
+def _counters(statuses: "Sequence[StageStatus]") -> "list[CounterRow]":
+    """Those of every training that runs, was stopped or is complete."""
+    from m2mkd_ray.reporting import CounterRow
+
+    rows = (CounterRow.of(s.name, s.of, s.metrics, _cohort(s)) for s in statuses if s.state != "absent")
+    return [row for row in rows if row is not None]
+
+
+def _print_counters(rows: "Sequence[CounterRow]") -> None:
+    """Two tables, because one would be wider than a terminal."""
+    from m2mkd_ray.reporting import count_table, time_table
+
+    tables = [table for table in (time_table(rows), count_table(rows)) if table.rows]
+    for table in tables:
+        columns = [
+            Column(name, is_number=at >= table.numeric_from, wraps=0 < at < table.numeric_from)
+            for at, name in enumerate(table.columns)
+        ]
+        typer.echo(("" if table is tables[0] else "\n") + f"{table.title}\n")
+        print_table(columns, table.rows)
+    if not tables:
+        typer.echo("No training has counted anything yet.")
+
+
+def _cohort(found: "StageStatus") -> list[str]:
+    others = mates(found.where, found.address)
+    return sorted([found.address, *others]) if others else []
+
+
 def _status_cells(found: "StageStatus") -> tuple[str, ...]:
+    from m2mkd_ray.reporting.counters import joined
     from m2mkd_ray.reporting.units import duration
 
     is_under_way = found.state in ("running", "partial")
@@ -50,7 +96,7 @@ def _status_cells(found: "StageStatus") -> tuple[str, ...]:
         duration(found.seconds) if found.seconds is not None else "",
         str(len(found.attempts) or ""),
         said(found.metrics),
-        place(found.where),
+        place(found.where) + (f", with {joined(others)}" if (others := mates(found.where, found.address)) else ""),
         found.address,
     )
 

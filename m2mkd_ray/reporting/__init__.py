@@ -18,7 +18,7 @@ from m2mkd_ray.reporting.report import (
     SuiteResult,
     encode_image,
 )
-from m2mkd_ray.reporting.tables import TABLES, counter_table, summary, text_table
+from m2mkd_ray.reporting.tables import TABLES, count_table, summary, text_table, time_table
 
 __all__ = [
     "FIGURES",
@@ -33,9 +33,10 @@ __all__ = [
     "StageRow",
     "Subject",
     "SuiteResult",
-    "counter_table",
+    "count_table",
     "encode_image",
     "render",
     "summary",
     "text_table",
+    "time_table",
 ]

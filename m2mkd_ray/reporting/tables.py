@@ -104,35 +104,54 @@ def stages(report: Report) -> Table:
     )
 
 
-def counters(report: Report) -> Table:
-    """One row a training: where its time went, and what it did in it."""
-    return counter_table(report.counters)
+def times(report: Report) -> Table:
+    """One row a training: where its time went."""
+    return time_table(report.counters)
 
 
-def counter_table(rows: Sequence[CounterRow]) -> Table:
-    """The counters of trainings; what none of them counted has no column."""
-    several = len({row.recipe for row in rows}) > 1
-    columns = {
-        "stage": [row.stage for row in rows],
-        "recipe": [row.recipe if several else "" for row in rows],
+def time_table(rows: Sequence[CounterRow]) -> Table:
+    """Where the time of trainings went; what is known of none of them has no column."""
+    cells = {
         "worker shared by": [joined(row.cohort) for row in rows],
         "images/s": [_or_blank(row.images_per_s, units.rate) for row in rows],
-        **{share: [_share(row, share) for row in rows] for share in ("data wait", *PARTS.values())},
-        "decodes": [_or_blank(row.decodes, units.count) for row in rows],
+        **{name: [_share(row, name) for row in rows] for name in ("data wait", *PARTS.values(), "rest")},
+    }
+    return _of_trainings("Where the time in training went", rows, cells)
+
+
+def counts(report: Report) -> Table:
+    """One row a training: what it counted."""
+    return count_table(report.counters)
+
+
+def count_table(rows: Sequence[CounterRow]) -> Table:
+    """What trainings counted; what none of them counted has no column."""
+    cells = {
+        "images decoded": [_or_blank(row.decodes, units.count) for row in rows],
         "teacher calls": [_or_blank(row.teacher_calls, units.count) for row in rows],
         "cache hits": [_or_blank(row.hit_rate, _whole_percent) for row in rows],
         "FLOP": [_or_blank(row.flops, lambda value: units.quantity(value, "")) for row in rows],
         "FLOP/s": [_or_blank(row.flops_per_s, lambda value: units.quantity(value, "")) for row in rows],
         "MFU": [_or_blank(row.mfu, _whole_percent) for row in rows],
-        "memory": [_or_blank(row.peak_memory_gb, units.memory) for row in rows],
+        "peak memory": [_or_blank(row.peak_memory_gb, units.memory) for row in rows],
     }
-    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    return _of_trainings("What trainings counted", rows, cells)
+
+
+def _of_trainings(title: str, rows: Sequence[CounterRow], cells: Mapping[str, Sequence[str]]) -> Table:
+    """Columns and rows that have anything to say, and the recipe where there are several."""
+    kept = [place for place, _ in enumerate(rows) if any(column[place] for column in cells.values())]
+    rows = [rows[place] for place in kept]
+    shown = {name: [column[place] for place in kept] for name, column in cells.items() if any(column)}
+    several = len({row.recipe for row in rows}) > 1
+    names = {"stage": [row.stage for row in rows]} | ({"recipe": [row.recipe for row in rows]} if several else {})
+    columns = names | shown
     return Table(
-        title="Where the time went, in shares of the time in training, and what was counted",
+        title=title,
         section="The run",
-        columns=tuple(shown),
-        rows=tuple(zip(*shown.values())),
-        numeric_from=sum(name in shown for name in ("stage", "recipe", "worker shared by")),
+        columns=tuple(columns),
+        rows=tuple(zip(*columns.values())) if shown else (),
+        numeric_from=len(names) + ("worker shared by" in shown),
     )
 
 
@@ -161,7 +180,8 @@ TABLES: Mapping[str, Callable[[Report], Table]] = {
     "gains": gains,
     "suites": suites,
     "stages": stages,
-    "counters": counters,
+    "times": times,
+    "counts": counts,
     "data": data,
     "versions": versions,
 }

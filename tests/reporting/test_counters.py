@@ -2,7 +2,7 @@
 
 import pytest
 
-from m2mkd_ray.reporting import CounterRow, counter_table, summary
+from m2mkd_ray.reporting import CounterRow, count_table, summary, time_table
 from m2mkd_ray.reporting.counters import joined
 
 METRICS = {
@@ -55,20 +55,24 @@ def test_what_is_no_training_has_no_counters() -> None:
 def test_an_old_training_has_a_row_of_what_it_counted() -> None:
     old = CounterRow.of("meta", "demo", {"steps": 5, "images_per_s": 3.21, "data_wait": 0.25})
     assert old is not None
-    table = counter_table([old])
-    assert (table.columns, table.rows) == (("stage", "images/s", "data wait"), (("meta", "3.2", "25 %"),))
+    table = time_table([old])
+    assert table.columns == ("stage", "images/s", "data wait", "rest")
+    assert table.rows == (("meta", "3.2", "25 %", "75 %"),)
+    assert count_table([old]).rows == ()
 
 
-def test_the_table_has_all_and_recipes_where_there_are_several() -> None:
+def test_the_tables_have_all_and_recipes_where_there_are_several() -> None:
     other = row().model_copy(update={"recipe": "demo/pure", "cohort": ("pair-0-0123456789ab", "pair-1-0123456789ab")})
-    table = counter_table([row(), other])
-    assert table.columns[:3] == ("stage", "recipe", "worker shared by")
-    assert table.numeric_from == 3
-    assert dict(zip(table.columns, table.rows[1])) == {
-        "stage": "pair-0", "recipe": "demo/pure", "worker shared by": "pair-0,1", "images/s": "100",
-        "data wait": "10 %", "prefix": "10 %", "teacher": "20 %", "student": "40 %", "suffix": "5 %",
-        "decodes": "5,000", "teacher calls": "2,000", "cache hits": "60 %", "FLOP": "400 T", "FLOP/s": "8 T",
-        "MFU": "25 %", "memory": "500 MB",
+    times, counts = time_table([row(), other]), count_table([row(), other])
+    assert (times.numeric_from, counts.numeric_from) == (3, 2)
+    names = {"stage": "pair-0", "recipe": "demo/pure"}
+    assert dict(zip(times.columns, times.rows[1])) == names | {
+        "worker shared by": "pair-0,1", "images/s": "100", "data wait": "10 %", "prefix": "10 %", "teacher": "20 %",
+        "student": "40 %", "suffix": "5 %", "rest": "15 %",
+    }  # fmt: skip
+    assert dict(zip(counts.columns, counts.rows[1])) == names | {
+        "images decoded": "5,000", "teacher calls": "2,000", "cache hits": "60 %", "FLOP": "400 T", "FLOP/s": "8 T",
+        "MFU": "25 %", "peak memory": "500 MB",
     }  # fmt: skip
 
 
