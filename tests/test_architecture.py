@@ -31,20 +31,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": BELOW_STAGES,
     "recipe": DOMAIN | {"execution.stage", "stages", "data", "training"},
     "recipes": DOMAIN | {"execution.stage", "stages", "data", "models", "recipe"},
-    "slices": DOMAIN | {"execution.stage", "stages", "data", "evaluation", "recipe"},
+    "slices": DOMAIN | {"execution.stage", "stages", "data", "models", "evaluation", "recipe"},
     "pipeline": DOMAIN | {"execution.stage", "stages", "recipe", "recipes", "slices"},
     "preflight": BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline"},
     "cli": BELOW_STAGES | {"stages", "recipe", "pipeline", "recipes", "slices", "preflight", "commands"},
 }
 """What each room may import of ours, besides itself (but see `stages`). A dotted name is that file only."""
 
-NO_STAGE: set[str] = {"stages.parts", "stages.ranks"}
+NO_STAGE: set[str] = {"stages.group", "stages.pair", "stages.parts", "stages.ranks"}
 """Files in `stages/` that hold no stage, which stages may therefore import (`stages.<file>`)."""
 
 OF_CLI = re.compile(r"cli(_\w+)?|commands|__main__")
 """Files and folders that are part of the room `cli`."""
 
-ONLY_IN = {"ray": ("execution/", "stages/finetune.py", "stages/ranks.py"), "deepspeed": ("training/engine.py",)}
+ONLY_IN = {
+    "ray": ("execution/", *(f"stages/{file}.py" for file in ("finetune", "group", "pair", "ranks"))),
+    "deepspeed": ("training/engine.py",),
+}
 """Who may import the heavy libraries, besides the room `cli`; the domain runs without them."""
 
 MAX_LINES = 400

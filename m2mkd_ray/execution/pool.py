@@ -35,6 +35,7 @@ from m2mkd_ray.execution.failures import Kind
 from m2mkd_ray.execution.job import Job, Where
 from m2mkd_ray.execution.ray_worker import ask_for_worker
 from m2mkd_ray.execution.reports import Failed, Report, Started
+from m2mkd_ray.execution.sharing import Hub, start_hub
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.execution.store import Store
 
@@ -116,6 +117,8 @@ class Pool:
         self._workers: dict[_Worker, None] = {}  # a set that keeps its order: the oldest first
         self._inbox: queue.SimpleQueue[tuple[_Worker, _Step, Future[Any]]] = queue.SimpleQueue()
         self._next_look = 0.0
+        self._hub: Hub | None = None
+        """Of what workers share; there with the first seat that is handed out."""
 
     def submit(self, jobs: Sequence[Job], store: Store, shape: Shape) -> None:
         """Queue a seat."""
@@ -156,6 +159,8 @@ class Pool:
         self._queue.clear()
         for worker in list(self._workers):
             self._end(worker)
+        if self._hub is not None:
+            self._hub.end()
 
     # Workers and what they are given
 
@@ -204,9 +209,10 @@ class Pool:
 
     def _give(self, worker: _Worker, work: _Work) -> None:
         """Everything that the worker has to do is asked for at once, so that it never waits for the driver."""
+        self._hub = self._hub or start_hub()
         worker.work = work
         pickled = ray.cloudpickle.dumps(list(work.jobs))
-        self._listen(worker, "taken", worker.actor.take.remote(pickled, list(work.inside), work.store))
+        self._listen(worker, "taken", worker.actor.take.remote(pickled, list(work.inside), work.store, self._hub))
         for _ in work.inside:
             self._listen(worker, "left", worker.actor.next.remote())
         worker.actor.rest.remote(self._prewarm)

@@ -6,15 +6,18 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 import ray.cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from m2mkd_ray.execution.context import Made, Maker
 from m2mkd_ray.execution.job import Job, Where, here
+from m2mkd_ray.execution.metrics import report_metrics
 from m2mkd_ray.execution.reports import End, raised
+from m2mkd_ray.execution.sharing import Hub, open_stream
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.execution.store import Store
 from m2mkd_ray.execution.worker import run_cohort
@@ -38,9 +41,9 @@ class Worker:
         runtime = ray.get_runtime_context()
         return {**here(), "node_id": runtime.get_node_id(), "actor_id": runtime.get_actor_id()}
 
-    def take(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store) -> None:
+    def take(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store, hub: Hub) -> None:
         """Take a seat; each call of `next` then runs it until another of its members has come to its end."""
-        self._ends = self._run(pickled_jobs, addresses, store)
+        self._ends = self._run(pickled_jobs, addresses, store, OnNode(hub, self.where()["node_id"]))
 
     def next(self) -> End:
         """How the next member ended."""
@@ -59,13 +62,28 @@ class Worker:
             except Exception:
                 logger.warning("%s cannot be imported; whoever needs it will say so", module, exc_info=True)
 
-    def _run(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store) -> Iterator[End]:
+    def _run(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store, around: "OnNode") -> Iterator[End]:
         try:
             jobs: Sequence[Job] = ray.cloudpickle.loads(pickled_jobs)
         except (Exception, SystemExit) as error:
             yield from (raised(address, error) for address in addresses)
             return
-        yield from run_cohort(jobs, store, self.where())
+        yield from run_cohort(jobs, store, self.where(), around)
+
+
+class OnNode:
+    """What is around a worker of Ray's: the streams of its node, and those who watch it."""
+
+    def __init__(self, hub: Hub, node_id: str) -> None:
+        self._hub, self._node_id = hub, node_id
+
+    def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str) -> Iterator[Made]:
+        """See `Around`."""
+        return open_stream(self._hub, self._node_id, key, maker, start, stop, consumer)
+
+    def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """See `Around`."""
+        report_metrics(job.name, job.of, job.address, step, total_steps, metrics)
 
 
 def ask_for_worker(resources: Resources, node: str | None) -> Any:

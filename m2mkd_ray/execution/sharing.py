@@ -43,7 +43,7 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Seat:
+class Subscription:
     """A consumer's place at a stream."""
 
     number: int
@@ -63,15 +63,15 @@ class _Hub:
         self._ended = Counts()
         self._sweep: asyncio.Task | None = None
 
-    async def join(self, place: Place, maker: bytes, consumer: str, start: int, stop: int) -> Seat | None:
-        """A seat at a stream that has the step `start`; None if none can be started on the node."""
+    async def join(self, place: Place, maker: bytes, consumer: str, start: int, stop: int) -> Subscription | None:
+        """A place at a stream that has the step `start`; None if none can be started on the node."""
         self._sweep = self._sweep or asyncio.create_task(self._end_idle())
         async with self._locks[place]:
             for number, (other, stream) in list(self._streams.items()):
                 if other == place and await self._joins(number, stream, consumer, start, stop):
-                    return Seat(number, stream)
+                    return Subscription(number, stream)
             number, stream = self._start(place, maker)
-            return Seat(number, stream) if await self._joins(number, stream, consumer, start, stop) else None
+            return Subscription(number, stream) if await self._joins(number, stream, consumer, start, stop) else None
 
     async def leave(self, number: int, consumer: str) -> None:
         """A consumer reads no more; the last one's stream ends."""
@@ -202,7 +202,7 @@ class _Reader:
     def __init__(self, hub: Hub, place: Place, maker: Maker, stop: int, name: str) -> None:
         self._hub, self._place, self._maker, self._stop, self._name = hub, place, maker, stop, name
         self._make: Callable[[int], Arrays] | None = None
-        self._seat: Seat | None = None
+        self._subscription: Subscription | None = None
         self._asked: deque[tuple[int, Any]] = deque()
         """Steps that were asked for, with the reference of the reply."""
         self._outside = 0
@@ -214,7 +214,7 @@ class _Reader:
     def shared(self, step: int) -> Arrays | None:
         """The step as the stream has it; None if it has to be made here."""
         for _ in range(_TRIES):
-            if self._seat is None and not self._join(step):
+            if self._subscription is None and not self._join(step):
                 return None
             try:
                 return self._received(step)
@@ -233,8 +233,8 @@ class _Reader:
 
     def leave(self) -> None:
         """Tell the hub that this consumer reads no more."""
-        if self._seat is not None and ray.is_initialized():
-            self._hub.actor.leave.remote(self._seat.number, self._name)
+        if self._subscription is not None and ray.is_initialized():
+            self._hub.actor.leave.remote(self._subscription.number, self._name)
         self._forget()
 
     def _join(self, step: int) -> bool:
@@ -244,23 +244,23 @@ class _Reader:
             self._place, ray.cloudpickle.dumps(self._maker), self._name, step, self._stop
         )
         try:
-            self._seat = ray.get(asks, timeout=self._hub.sharing.deadline_s)
+            self._subscription = ray.get(asks, timeout=self._hub.sharing.deadline_s)
         except ray.exceptions.RayError as error:
             is_gone = isinstance(error, ray.exceptions.RayActorError)
             self._join_at = self._stop if is_gone else step + _JOIN_EVERY
             self._say("%s makes steps alone from step %d on: the hub gives no stream: %s", step, _brief(error))
             return False
-        if self._seat is None:
+        if self._subscription is None:
             self._join_at = step + _JOIN_EVERY
             self._say("%s makes steps alone from step %d on: %s", step, "its node cannot hold a stream")
         self._outside, self._is_late = 0, False
-        return self._seat is not None
+        return self._subscription is not None
 
     def _received(self, step: int) -> Arrays | None:
-        assert self._seat is not None
+        assert self._subscription is not None
         while len(self._asked) < self._hub.sharing.prefetch and step + len(self._asked) < self._stop:
             ahead = step + len(self._asked)
-            self._asked.append((ahead, self._seat.stream.take.remote(self._name, ahead, self._stop)))
+            self._asked.append((ahead, self._subscription.stream.take.remote(self._name, ahead, self._stop)))
         asked, reference = self._asked.popleft()
         assert asked == step, (asked, step)
         deadline_s = self._hub.sharing.deadline_s
@@ -283,7 +283,7 @@ class _Reader:
             self.leave()
 
     def _forget(self) -> None:
-        self._seat = None
+        self._subscription = None
         self._asked.clear()
 
     def _say(self, text: str, *values: object) -> None:

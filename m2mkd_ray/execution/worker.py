@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from m2mkd_ray.execution.cohort import Left, Member
 from m2mkd_ray.execution.context import Checkpoints, Made, Maker, StageContext
@@ -35,10 +35,20 @@ _REPORT_EVERY_S = 1.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class WorkerContext:
-    """The `StageContext` of a stage that runs in this process."""
+class Around(Protocol):
+    """What is around a worker that is one of several on its node."""
 
-    def __init__(self, job: Job, store: Store, out: Path) -> None:
+    def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str) -> Iterator[Made]:
+        """See `StageContext.stream`; `consumer` says who asks, for people."""
+
+    def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Tell whoever watches the node."""
+
+
+class WorkerContext:
+    """The `StageContext` of a stage that runs in this process; `around` is None where that is alone."""
+
+    def __init__(self, job: Job, store: Store, out: Path, around: Around | None = None) -> None:
         self.inputs: Mapping[str, Path] = {role: store.open(address) for role, address in job.needs.items()}
         self.input_manifests: Mapping[str, Mapping[str, Any]] = {
             role: store.manifest(address) for role, address in job.needs.items()
@@ -55,10 +65,13 @@ class WorkerContext:
         self._address = job.address
         self._next_report = 0.0
         self.progress: Progress | None = None
-        self.is_shared = False
+        self.is_shared = around is not None
+        self._around = around
 
     def stream(self, key: str, maker: Maker, start: int, stop: int) -> Iterator[Made]:
-        """See `StageContext`; alone in its process, it makes all of them itself."""
+        """See `StageContext`."""
+        if self._around is not None:
+            return self._around.stream(key, maker, start, stop, self._address)
         make = maker()
         return (Made(make(step), is_own=True) for step in range(start, stop))
 
@@ -73,6 +86,8 @@ class WorkerContext:
         """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.progress = Progress(step, total_steps, finite, time.time(), os.getpid(), socket.gethostname())
+        if self._around is not None:
+            self._around.report(self._job, step, total_steps, finite)
         if time.monotonic() < self._next_report and step != total_steps:
             return
         self._next_report = time.monotonic() + _REPORT_EVERY_S
@@ -83,7 +98,7 @@ def _context_elsewhere(job: Job, store: Store) -> StageContext:
     return WorkerContext(job, store, Path(tempfile.mkdtemp(prefix="elsewhere-")))
 
 
-def run_job(job: Job, store: Store, where: Where) -> Metrics:
+def run_job(job: Job, store: Store, where: Where, around: Around | None = None) -> Metrics:
     """Run a stage and commit its artifact, unless it is complete.
 
     Returns:
@@ -98,7 +113,7 @@ def run_job(job: Job, store: Store, where: Where) -> Metrics:
         return metrics
     with _threads(max(1, math.ceil(job.resources.cpus))):
         try:
-            attempt = _Attempt(job, store, where)
+            attempt = _Attempt(job, store, where, around)
             try:
                 return attempt.commit(job.run(job.config, attempt.context))
             finally:
@@ -111,14 +126,16 @@ def run_job(job: Job, store: Store, where: Where) -> Metrics:
             return metrics
 
 
-def run_cohort(jobs: Sequence[Job], store: Store, where: Where) -> Generator[End, None, None]:
+def run_cohort(
+    jobs: Sequence[Job], store: Store, where: Where, around: Around | None = None
+) -> Generator[End, None, None]:
     """Run several stages together, commit each as it leaves, and tell how each ended, once.
 
     A member that fails leaves the others at work; what the function that runs them raises ends all that have not
     left. A member whose artifact is complete already takes no part. One job alone is run as `run_job` does.
     """
     if len(jobs) == 1:
-        yield _told(jobs[0], store, lambda: run_job(jobs[0], store, where))
+        yield _told(jobs[0], store, lambda: run_job(jobs[0], store, where, around))
         return
     members = []
     for job in jobs:
@@ -131,15 +148,15 @@ def run_cohort(jobs: Sequence[Job], store: Store, where: Where) -> Generator[End
     if len(members) > 1:
         where = {**where, "cohort": [job.address for job in members]}
     with _threads(max(1, math.ceil(members[0].resources.cpus))):
-        yield from _run_together(members, store, where)
+        yield from _run_together(members, store, where, around)
 
 
-def _run_together(jobs: Sequence[Job], store: Store, where: Where) -> Iterator[End]:
+def _run_together(jobs: Sequence[Job], store: Store, where: Where, around: Around | None) -> Iterator[End]:
     attempts: list[_Attempt] = []
     try:
         for job in jobs:
             try:
-                attempts.append(_Attempt(job, store, where))
+                attempts.append(_Attempt(job, store, where, around))
             except Exception as error:
                 yield raised(job.address, error)
         if attempts:
@@ -196,13 +213,13 @@ def _complete(job: Job, store: Store) -> Metrics | None:
 class _Attempt:
     """One try at a stage: said in the store when it begins, with a folder of its own until it is committed."""
 
-    def __init__(self, job: Job, store: Store, where: Where) -> None:
+    def __init__(self, job: Job, store: Store, where: Where, around: Around | None) -> None:
         self.job, self._store, self._where = job, store, where
         self._started, self._clock, self._cpu_clock = now(), time.perf_counter(), time.process_time()
         self._attempts = _begin_attempt(job, store, where, self._started)
         self._out = store.scratch(job.address)
         try:
-            self.context = WorkerContext(job, store, self._out)
+            self.context = WorkerContext(job, store, self._out, around)
         except BaseException:
             self.discard()
             raise

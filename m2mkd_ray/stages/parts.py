@@ -87,6 +87,11 @@ def save_weights(module: nn.Module, file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, file)
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
+
+
 def validator(
     model: nn.Module, training: Training, placement: TrainPlacement, device: torch.device
 ) -> Callable[[], Mapping[str, float]]:
@@ -131,8 +136,12 @@ class Trainee:
 def feed_of(training: Training, context: StageContext, rank: int = 0, world: int = 1) -> Batches | SharedBatches:
     """A rank's batches: made once a node for all that train on the same ones, where there may be several."""
     placement = cast(TrainPlacement, context.placement)
-    batches = Batches(training.feed, find(training.feed.dataset, placement.data_root), rank, world)
-    return SharedBatches(batches, context.stream) if context.is_shared and placement.share_feed else batches
+    folder = find(training.feed.dataset, placement.data_root)
+    batches = Batches(training.feed, folder, rank, world)
+    wants = batches.decodes_anew if placement.share_feed is None else placement.share_feed
+    if not (wants and context.is_shared):
+        return batches
+    return SharedBatches(training.feed, folder, context.stream, rank, world)
 
 
 def train_here(

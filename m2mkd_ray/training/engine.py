@@ -32,6 +32,9 @@ class TrainPlacement(BaseModel, frozen=True, extra="forbid"):
     """Steps between points of the history, at which losses are fetched from the device."""
     compile: bool = False
     """Compile the models' blocks with `torch.compile`, once a process: a minute at first, then faster steps."""
+    share_feed: bool | None = None
+    """Make each batch once a node, in a process of its own, for all pairs there that train on the same ones. None:
+    where images are decoded anew for each batch, which costs more than the handing over."""
     data_root: str | None = None
     """Folder with imported data sets; None: only what ships with the package."""
 

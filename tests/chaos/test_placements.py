@@ -98,9 +98,9 @@ def test_a_pair_that_was_killed_on_two_ranks_goes_on_on_one(
     (pair,) = (stage for stage in plan(recipe) if stage.name == "pair-1")
 
     def stop_after_a_checkpoint(event: Event) -> None:
-        if isinstance(event, StageProgress) and event.stage.name == "pair-1":
-            if store.checkpoints(pair.address).newest_step():
-                raise KeyboardInterrupt
+        is_training = isinstance(event, StageProgress) and event.stage.name == "pair-1"
+        if is_training and store.checkpoints(pair.address).newest_step():
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         execute(plan(recipe), store, launcher, until=["pair-1"], on_event=stop_after_a_checkpoint)

@@ -1,17 +1,21 @@
-"""Who trains beside whom, on how many devices and with which help changes no result: every case against pairs alone."""
+"""Who trains beside whom and with which help changes no result: every case against pairs alone."""
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from m2mkd_ray.execution import LocalLauncher, Stage, StageEnded, Store, execute
+from m2mkd_ray.data import Batches, find
+from m2mkd_ray.data.logits import Logits
+from m2mkd_ray.execution import LocalLauncher, Stage, Store, execute
+from m2mkd_ray.models import create_vit, splice, split
 from m2mkd_ray.pipeline import plan
 from m2mkd_ray.recipe import Recipe, override
+from m2mkd_ray.stages.parts import load_meta, load_module
 
 PAIRS = ("pair-0", "pair-1", "pair-2", "pair-3")
 VIEWS = ("pairs.epochs=1.2", "pairs.views=1", "placement.pairs.micro_batch=16")
@@ -25,53 +29,62 @@ def losses(folder: Path) -> list[float]:
     return [point["loss"] for point in json.loads((folder / "history.json").read_text()) if "loss" in point]
 
 
-@pytest.fixture
-def run(chain, anew_store: Store) -> Callable[..., dict[str, Path]]:
-    """Run the pairs of a recipe in a store of their own, into which what they read is copied."""
+@dataclass
+class Ran:
+    """Pairs that were run in a store of their own."""
 
-    def run_pairs(recipe: Recipe, pairs: tuple[str, ...] = PAIRS) -> dict[str, Path]:
-        stages = {stage.name: stage for stage in plan(recipe)}
-        chain.of(recipe).lend(anew_store, [stages[name] for name in pairs])
-        outcome = execute([stages[name] for name in pairs], anew_store, LocalLauncher())
-        outcome.raise_for_failures()
-        return {name: anew_store.open(stages[name].address) for name in pairs}
+    recipe: Recipe
+    store: Store
+
+    def folder(self, name: str) -> Path:
+        """What a stage left."""
+        return self.store.open(self.stage(name).address)
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name."""
+        return next(stage for stage in plan(self.recipe) if stage.name == name)
+
+
+@pytest.fixture
+def run(chain, tmp_path: Path) -> Callable[..., Ran]:
+    """Run pairs in a store of their own, into which what they read is copied."""
+
+    def run_pairs(recipe: Recipe, pairs: tuple[str, ...] = PAIRS) -> Ran:
+        store = Store(str(tmp_path / f"store-{len(list(tmp_path.iterdir()))}"))
+        ran = Ran(recipe, store)
+        stages = [ran.stage(name) for name in pairs]
+        chain.of(recipe).lend(store, stages)
+        execute(stages, store, LocalLauncher()).raise_for_failures()
+        return ran
 
     return run_pairs
-
-
-def alone(chain, recipe: Recipe, pairs: tuple[str, ...] = PAIRS) -> dict[str, Path]:
-    return {name: chain.of(recipe).folder(name) for name in pairs}
 
 
 @pytest.mark.parametrize("settings", [(), ("placement.pairs.micro_batch=8",)], ids=["whole", "micro-batches"])
 def test_pairs_in_a_cohort_end_with_the_bits_of_pairs_alone(settings: tuple[str, ...], chain, run) -> None:
     recipe = override(chain.recipe, settings)
-    together = run(override(recipe, ["placement.pairs.cohort=4"]))
-    for name, folder in alone(chain, recipe).items():
-        assert bits(together[name]) == bits(folder)
-        assert losses(together[name]) == losses(folder)
-
-
-def test_members_of_a_cohort_are_said_in_their_attempts(chain, run, anew_store: Store) -> None:
-    recipe = override(chain.recipe, ["placement.pairs.cohort=2"])
-    run(recipe)
-    stages = {stage.name: stage for stage in plan(recipe)}
+    together, alone = run(override(recipe, ["placement.pairs.cohort=4"])), run(recipe)
     for name in PAIRS:
-        (attempt,) = anew_store.manifest(stages[name].address)["attempts"]
-        cohort = attempt["where"]["cohort"]
-        assert len(cohort) == 2
-        assert stages[name].address in cohort
+        assert bits(together.folder(name)) == bits(alone.folder(name))
+        assert losses(together.folder(name)) == losses(alone.folder(name))
 
 
-def test_a_cache_of_exact_logits_changes_neither_address_nor_bits(chain, run, anew_store: Store) -> None:
+def test_members_of_a_cohort_are_said_in_their_attempts(chain, run) -> None:
+    ran = run(override(chain.recipe, ["placement.pairs.cohort=2"]))
+    for name in PAIRS:
+        (attempt,) = ran.store.manifest(ran.stage(name).address)["attempts"]
+        assert len(attempt["where"]["cohort"]) == 2
+        assert ran.stage(name).address in attempt["where"]["cohort"]
+
+
+def test_a_cache_of_exact_logits_changes_neither_address_nor_bits(chain, run) -> None:
     plain = override(chain.recipe, VIEWS)
     cached = override(plain, ["pairs.cache=fp32"])
-    by_name: dict[str, Stage] = {stage.name: stage for stage in plan(cached)}
-    assert {stage.address for stage in plan(plain) if stage.name in PAIRS} == {by_name[n].address for n in PAIRS}
-    with_cache = run(cached)
-    for name, folder in alone(chain, plain).items():
-        assert bits(with_cache[name]) == bits(folder)
-    metrics = anew_store.manifest(by_name["pair-1"].address)["metrics"]
+    without, with_cache = run(plain), run(cached)
+    for name in PAIRS:
+        assert without.stage(name).address == with_cache.stage(name).address
+        assert bits(without.folder(name)) == bits(with_cache.folder(name))
+    metrics = with_cache.store.manifest(with_cache.stage("pair-1").address)["metrics"]
     assert metrics["cache_hits"] > 0
     assert metrics["teacher_calls"] == 0
 
@@ -80,48 +93,41 @@ def test_a_cache_of_exact_logits_changes_neither_address_nor_bits(chain, run, an
 def test_a_cache_that_rounds_has_pairs_of_its_own_and_comes_close(kind: str, tolerance: float, chain, run) -> None:
     plain = override(chain.recipe, VIEWS)
     cached = override(plain, [f"pairs.cache={kind}", "pairs.cache_top_k=4"])
-    assert not {s.address for s in plan(plain) if s.name in PAIRS} & {s.address for s in plan(cached)}
-    found, expected = run(cached, ("pair-2",))["pair-2"], alone(chain, plain, ("pair-2",))["pair-2"]
-    assert losses(found) == pytest.approx(losses(expected), rel=tolerance)
+    pair = ("pair-2",)
+    found, expected = run(cached, pair), run(plain, pair)
+    assert found.stage("pair-2").address != expected.stage("pair-2").address
+    assert losses(found.folder("pair-2")) == pytest.approx(losses(expected.folder("pair-2")), rel=tolerance)
 
 
-def test_logits_are_the_teachers_for_every_view(chain, run, anew_store: Store) -> None:
+def test_logits_are_the_teachers_for_every_view(chain, run) -> None:
     """A step's logits from the file, against the teacher's hybrid run on the step's batch."""
-    from m2mkd_ray.data import Batches, find
-    from m2mkd_ray.data.logits import Logits
-    from m2mkd_ray.models import create_vit, splice, split
-    from m2mkd_ray.stages.parts import load_meta, load_module
-
     recipe = override(chain.recipe, [*VIEWS, "pairs.cache=fp32"])
-    run(recipe, ("pair-2",))
-    stages = {stage.name: stage for stage in plan(recipe)}
-    blueprint, feed = recipe.blueprint, stages["pair-2"].config.training.feed
+    ran, blueprint = run(recipe, ("pair-2",)), recipe.blueprint
+    feed = ran.stage("pair-2").config.training.feed
     teacher = split(create_vit(blueprint.teacher), blueprint.teacher_depths)[2]
     load_module(teacher, chain.of(recipe).folder("split") / "module-2.safetensors")
     hybrid = splice(load_meta(blueprint, chain.of(recipe).folder("meta")), 2, teacher).eval()
     batches = Batches(feed, find(feed.dataset, recipe.placement.data_root))
-    logits = Logits(anew_store.open(stages["logits-2"].address) / "logits.parquet", feed)
+    logits = Logits(ran.folder("logits-2") / "logits.parquet", feed)
     for step in (0, 3, batches.steps_per_epoch, batches.steps_per_epoch + 3):
         with torch.no_grad():
             expected = torch.cat([hybrid(part) for part in batches[step].images.split(16)])
-        assert torch.equal(logits(step), expected)
+        assert torch.equal(torch.as_tensor(logits.step(step)), expected)
 
 
-def test_a_member_that_fails_leaves_the_others_at_work(chain, run, anew_store: Store) -> None:
-    recipe = override(chain.recipe, ["placement.pairs.cohort=4"])
-    stages = {stage.name: stage for stage in plan(recipe)}
-    broken = dict(stages)
+def test_a_member_that_fails_leaves_the_others_at_work(chain, run, tmp_path: Path) -> None:
+    alone = run(chain.recipe)
+    stages = {stage.name: stage for stage in plan(override(chain.recipe, ["placement.pairs.cohort=4"]))}
     config = stages["pair-1"].config
     wild = config.training.train.model_copy(update={"lr": 1e30})
     training = config.training.model_copy(update={"train": wild})
-    broken["pair-1"] = replace(stages["pair-1"], config=config.model_copy(update={"training": training}))
-    members = [broken[name] for name in PAIRS]
-    chain.of(recipe).lend(anew_store, members)
-    outcome = execute(members, anew_store, LocalLauncher())
+    stages["pair-1"] = replace(stages["pair-1"], config=config.model_copy(update={"training": training}))
+    members, store = [stages[name] for name in PAIRS], Store(str(tmp_path / "failing"))
+    chain.lend(store, members)
+    outcome = execute(members, store, LocalLauncher())
     (failure,) = outcome.failed
     assert failure.stage.name == "pair-1"
     assert "not finite" in failure.message
-    ended = {done.stage.name: done for done in outcome.complete if isinstance(done, StageEnded)}
-    assert {"pair-0", "pair-2", "pair-3"} <= set(ended)
     for name in ("pair-0", "pair-2", "pair-3"):
-        assert bits(anew_store.open(stages[name].address)) == bits(chain.folder(name))
+        assert bits(store.open(stages[name].address)) == bits(alone.folder(name))
+        assert len(store.manifest(stages[name].address)["attempts"]) == 1
