@@ -87,13 +87,14 @@ class _Hub:
 
     async def counts(self) -> Counts:
         """What all streams have done, those that ended too (but for those that died)."""
-        total = self._ended
+        found: dict[int, Counts] = {}
         for number, (_, stream) in list(self._streams.items()):
             try:
-                total += await stream.counts.remote()
+                found[number] = await stream.counts.remote()
             except ray.exceptions.RayError as error:
                 self._lost(number, error)
-        return total
+        # Those that ended meanwhile are counted among the ended.
+        return sum((found[number] for number in found if number in self._streams), self._ended)
 
     async def streams(self) -> list[tuple[Place, Any]]:
         """Place and handle of every stream."""
@@ -125,7 +126,8 @@ class _Hub:
             logger.warning("The stream of %s on node %s is lost: %s", *reversed(lost[0]), _brief(error))
 
     async def _end(self, number: int, stream: Any) -> None:
-        self._ended += await stream.counts.remote()
+        counts = await stream.counts.remote()
+        self._ended += counts  # not `+= await`, which reads the sum before it waits
         self._streams.pop(number, None)
         ray.kill(stream)
 
