@@ -3,10 +3,11 @@
 from m2mkd_ray.data.augment import IMAGENET, Augmentation
 from m2mkd_ray.data.catalog import DATASETS, Dataset
 from m2mkd_ray.data.corruptions import CORRUPTIONS, corrupt
-from m2mkd_ray.data.feed import Batch, Batches, EvalBatches, FeedConfig
+from m2mkd_ray.data.feed import Batch, Batches, EvalBatches, FeedConfig, from_arrays
 from m2mkd_ray.data.importers import IMPORTERS, Importer, guess_importer, import_data
 from m2mkd_ray.data.index import ClassName, DatasetFolder, Index, Split, find
 from m2mkd_ray.data.shards import Row, Rows, Shard, ShardWriter
+from m2mkd_ray.data.shared import BatchMaker, SharedBatches, stream_key
 
 __all__ = [
     "CORRUPTIONS",
@@ -15,6 +16,7 @@ __all__ = [
     "IMPORTERS",
     "Augmentation",
     "Batch",
+    "BatchMaker",
     "Batches",
     "ClassName",
     "Dataset",
@@ -27,9 +29,12 @@ __all__ = [
     "Rows",
     "Shard",
     "ShardWriter",
+    "SharedBatches",
     "Split",
     "corrupt",
     "find",
+    "from_arrays",
     "guess_importer",
     "import_data",
+    "stream_key",
 ]

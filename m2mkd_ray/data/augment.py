@@ -13,7 +13,7 @@ them. timm draws from the global generators, so everything random runs inside
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -196,14 +196,33 @@ def recolored(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(is_grey[:, None, None, None], np.rint(two_tone).astype(np.uint8), pixels)
 
 
-def mix(images: Tensor, labels: Tensor, aug: Augmentation, num_classes: int) -> tuple[Tensor, Tensor]:
-    """timm's mixup or cutmix of a batch with itself reversed, and smoothed targets (B, K), inside `seeded`.
+class Mixed(NamedTuple):
+    """A batch after mixing."""
+
+    images: Tensor
+    """float32 (B, 3, H, W)."""
+    targets: Tensor
+    """float32 (B, K)."""
+    lam: float
+    """Share of each image's own label, 1 if unmixed; the rest is its partner's, the image at the mirrored place."""
+
+
+class _Mixup(Mixup):
+    """timm's, which keeps lambda as it was corrected for the rectangle of cutmix."""
+
+    def _mix_batch(self, x: Tensor) -> float:
+        self.lam = float(super()._mix_batch(x))
+        return self.lam
+
+
+def mix(images: Tensor, labels: Tensor, aug: Augmentation, num_classes: int) -> Mixed:
+    """timm's mixup or cutmix of a batch with itself reversed, and smoothed targets, inside `seeded`.
 
     `images` (B, 3, H, W) are changed in place. B is even if `aug.is_mixing`.
     """
     if not aug.is_mixing:
-        return images, mixup_target(labels, num_classes, smoothing=aug.label_smoothing)
-    mixer = Mixup(
+        return Mixed(images, mixup_target(labels, num_classes, smoothing=aug.label_smoothing), 1.0)
+    mixer = _Mixup(
         mixup_alpha=aug.mixup,
         cutmix_alpha=aug.cutmix,
         prob=aug.mix_prob,
@@ -211,4 +230,5 @@ def mix(images: Tensor, labels: Tensor, aug: Augmentation, num_classes: int) -> 
         label_smoothing=aug.label_smoothing,
         num_classes=num_classes,
     )
-    return mixer(images, labels)
+    mixed, targets = mixer(images, labels)
+    return Mixed(mixed, targets, mixer.lam)

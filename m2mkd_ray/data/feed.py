@@ -12,25 +12,15 @@ permuted, so that only a window's row groups are held at a time. A step takes
 with as many lanes as a run will ever have ranks, any number of them makes the same
 batches. A lane is what one GPU's batch is in the reference, so mixing stays in a lane.
 
-Loader workers read nothing. This process reads every row group once, in a thread a
-step ahead, and sends a worker the encoded rows of its step, which the worker decodes
-(of a small split: the pixels that are kept here). So however many workers there are,
-there is one copy of what a window holds (`shuffle_window` + 2 row groups a lane), or
-of a small split's pixels; a worker adds `prefetch_factor` steps, encoded or made.
-
 A loader over a permutation of all rows was turned down (a random read a row), and
 so was a shuffle buffer (what it holds depends on the past, so a resumed run would
-have to read all that came before). So were workers that read for themselves: a
-step's rows are from all over a window, so each worker reads and holds all of it; and
-if each is given a window's run of steps, whole windows of made batches, which are
-larger than encoded rows, have to be held to give them out in order.
+have to read all that came before).
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +43,7 @@ from m2mkd_ray.data.augment import (
 )
 from m2mkd_ray.data.index import DatasetFolder
 from m2mkd_ray.data.lanes import Lanes, balanced
+from m2mkd_ray.data.loader import load
 from m2mkd_ray.data.pixels import SMALL, Pixels, decode
 from m2mkd_ray.errors import UsageError
 
@@ -61,12 +52,18 @@ _SAMPLE, _MIX = 3, 4
 
 
 class Batch(NamedTuple):
-    """A rank's part of a training batch."""
+    """A rank's part of a training batch, and what it was made from."""
 
     images: Tensor
     """float32 (B, 3, H, W), normalised."""
     targets: Tensor
     """float32 (B, K), each row adds up to 1."""
+    rows: Tensor
+    """int64 (B,), the numbers of the images' rows."""
+    partners: Tensor
+    """int64 (B,), the row that each image was mixed with; its own if it was not."""
+    lam: Tensor
+    """float32 (B,), the share of the image's own label (mixup's and cutmix's lambda); 1 if it was not mixed."""
 
 
 class LaneRows(NamedTuple):
@@ -109,6 +106,10 @@ class FeedConfig(BaseModel, frozen=True, extra="forbid"):
     img_size: int = Field(gt=0)
     augmentation: Augmentation = Augmentation()
     seed: int = Field(0, ge=0)
+    views: int | None = Field(None, gt=0, exclude_if=lambda views: views is None)
+    """Repeat the batches of the first `views` epochs, so that what is computed from a batch (a teacher's logits) can
+    be kept: an image has at most so many views. Rows that those epochs leave out (fewer than a batch's, each) are
+    never seen. None: a new view every epoch."""
 
     @model_validator(mode="after")
     def _lanes_divide_the_batch(self) -> "FeedConfig":
@@ -168,8 +169,23 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         return self.made(self.read(step))
 
+    @property
+    def decodes(self) -> int:
+        """Images that this process has decoded for it."""
+        return self._pixels.decodes
+
+    def cycled(self, step: int) -> int:
+        """The first step that has the same batch."""
+        views = self.config.views
+        return step if views is None else step % (views * self.steps_per_epoch)
+
+    def arrays(self, step: int) -> tuple[np.ndarray, ...]:
+        """`batches[step]` as arrays, for `from_arrays`."""
+        return tuple(tensor.numpy() for tensor in self[step])
+
     def read(self, step: int) -> list[LaneRows]:
         """The first half of `batches[step]`: its rows, of each lane."""
+        step = self.cycled(step)
         return [self._read(lane, step) for lane in self._my_lanes]
 
     def made(self, lanes: list[LaneRows]) -> Batch:
@@ -195,7 +211,7 @@ class Batches(Dataset[Batch]):
         prefetch_factor: int = 2,
     ) -> DataLoader[Batch]:
         """The batches of the steps `start` to `stop` (exclusive), in order, made ahead by `num_workers` processes."""
-        return _loader(self, range(start, stop), num_workers, pin_memory, prefetch_factor)
+        return load(self, range(start, stop), num_workers, pin_memory, prefetch_factor)
 
     @property
     def _keeps_pixels(self) -> bool:
@@ -217,11 +233,15 @@ class Batches(Dataset[Batch]):
                 reseed(*words)
             else:
                 images = light(_as_pixels(read.images, read.rows, self._pixels), config.augmentation, rng)
-            return Batch(*mix(images, labels, config.augmentation, self._num_classes))
+            mixed = mix(images, labels, config.augmentation, self._num_classes)
+        rows = torch.from_numpy(read.rows)
+        partners = rows if mixed.lam == 1 else rows.flip(0)
+        return Batch(mixed.images, mixed.targets, rows, partners.clone(), torch.full((len(rows),), mixed.lam))
 
     def _sample(self, lane: int, epoch: int, row: int, encoded: bytes) -> Tensor:
         words = (_SAMPLE, self.config.seed, lane, epoch, row)
         reseed(*words)
+        self._pixels.decodes += 1
         image = decode(encoded, f"Row {row} of split {self.config.split}").convert("RGB")
         if self.config.augmentation.recolor:
             image = _recolored(image, words)
@@ -298,7 +318,7 @@ class EvalBatches(Dataset[tuple[Tensor, Tensor]]):
         A small split is decoded once and kept, so this process makes its batches sooner than workers would start.
         """
         num_workers = 0 if self._pixels.are_kept else num_workers
-        return _loader(self, range(len(self)), num_workers, pin_memory, prefetch_factor)
+        return load(self, range(len(self)), num_workers, pin_memory, prefetch_factor)
 
     def picture(self, number: int) -> np.ndarray:
         """Image `number` (of `num_rows`) as the model sees it, before normalisation: uint8 (H, W, 3)."""
@@ -320,52 +340,22 @@ class EvalBatches(Dataset[tuple[Tensor, Tensor]]):
         return np.stack([spoil(image, seed=own) for image, own in zip(pixels, seeds)])
 
 
-class _Ahead:
-    """What the steps are made from, in order, each read while the one before is handed out."""
-
-    def __init__(self, batches: Batches | EvalBatches, steps: range) -> None:
-        self._batches, self._steps = batches, steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[Any]:
-        read: Callable[[int], Any] = self._batches.reader().read
-        with ThreadPoolExecutor(1) as thread:
-            coming: Future | None = None
-            for step in self._steps:
-                ready, coming = coming, thread.submit(read, step)
-                if ready is not None:
-                    yield ready.result()
-            if coming is not None:
-                yield coming.result()
+def from_arrays(arrays: Sequence[np.ndarray]) -> Batch:
+    """The batch of `Batches.arrays`, on the same memory; it must not be changed where that is read only."""
+    return Batch(*(_tensor(array) for array in arrays))
 
 
-class _Made(Dataset):
-    """In a worker: what was read, to a batch."""
+class _Memory:
+    """An array's memory for NumPy, as one that may be written: torch has no tensors that may not, and warns."""
 
-    def __init__(self, batches: Batches | EvalBatches) -> None:
-        self._batches = batches
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
-    def __getitem__(self, read: Any) -> Any:
-        return self._batches.made(read)
 
-
-def _loader(
-    batches: Batches | EvalBatches, steps: range, num_workers: int, pin_memory: bool, prefetch_factor: int
-) -> DataLoader:
-    sampler: Iterable = _Ahead(batches, steps) if num_workers else steps
-    return DataLoader(
-        _Made(batches) if num_workers else batches,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch_factor if num_workers else None,
-        # Forking a process in which Ray runs deadlocks.
-        multiprocessing_context="spawn" if num_workers else None,
-        generator=torch.Generator(),  # else the loader draws a number from the global one
-    )
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Memory(array)))
 
 
 def _as_pixels(images: np.ndarray | list[bytes], rows: np.ndarray, pixels: Pixels) -> np.ndarray:

@@ -86,9 +86,11 @@ class Pixels:
         self.are_kept = len(used) * img_size * img_size * 3 <= small
         """Whether the split is small, so that all its rows are decoded when the first is asked for, and kept."""
         self._kept: np.ndarray | None = None
+        self.decodes = 0
+        """Images that were decoded in this process."""
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "decodes": 0}
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """uint8 (len(indices), H, W, C)."""
@@ -104,6 +106,7 @@ class Pixels:
             self._transform(decode(image, f"Row {index} of split {self._name}")).permute(1, 2, 0).numpy()
             for index, image in zip(indices, images, strict=True)
         ]
+        self.decodes += len(arrays)
         if self.are_kept and all(array.shape[-1] == 1 for array in arrays):
             return np.stack(arrays)
         return np.stack([np.broadcast_to(array, (*array.shape[:2], 3)) for array in arrays])

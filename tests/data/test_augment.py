@@ -133,7 +133,8 @@ def test_recoloring_draws_ink_and_paper_and_leaves_colour_images_alone():
 def test_without_mixing_targets_are_smoothed_as_timm_does(smoothing):
     labels = torch.tensor([2, 0, 1])
     images = torch.rand(3, 3, 4, 4)
-    same, targets = mix(images.clone(), labels, Augmentation(label_smoothing=smoothing), 5)
+    same, targets, lam = mix(images.clone(), labels, Augmentation(label_smoothing=smoothing), 5)
+    assert lam == 1
     assert torch.equal(same, images)
     assert torch.equal(targets, mixup_target(labels, 5, smoothing=smoothing))
     torch.testing.assert_close(targets.sum(1), torch.ones(3))
@@ -149,6 +150,7 @@ def test_mixing_is_timms():
             mixed = mix(images.clone(), labels, IMAGENET, 5)
         assert torch.equal(mixed[0], expected[0])
         assert torch.equal(mixed[1], expected[1])
+        assert torch.equal(mixed[1], mixup_target(labels, 5, lam=mixed.lam, smoothing=0.1))
         torch.testing.assert_close(mixed[1].sum(1), torch.ones(8))
 
 

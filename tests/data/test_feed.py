@@ -23,7 +23,7 @@ from m2mkd_ray.data import (
     find,
 )
 from m2mkd_ray.data.augment import IMAGENET, normalize
-from m2mkd_ray.data.feed import _Ahead
+from m2mkd_ray.data.loader import Ahead
 from m2mkd_ray.errors import DataError, UsageError
 
 LIGHT = Augmentation(kind="light", shift=2, random_erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
@@ -126,6 +126,71 @@ def test_a_loader_gives_the_steps_in_order(make_dataset):
     assert all(equal(batch, batches[step]) for step, batch in enumerate(loaded, 5))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world", [1, 2])
+def test_cycled_views_repeat_the_first_epochs(kind, world, make_dataset):
+    folder = make_dataset(100)
+    endless = Batches(feed(KINDS[kind]), folder, world - 1, world)
+    batches = Batches(feed(KINDS[kind], views=2), folder, world - 1, world)
+    cycle = 2 * batches.steps_per_epoch
+    for step in (0, 3, cycle - 1):
+        assert all(map(torch.equal, batches[step], endless[step]))
+        assert all(map(torch.equal, batches[step], batches[step + 3 * cycle]))
+        assert batches.cycled(step + cycle) == step
+    assert not equal(batches[3], batches[3 + batches.steps_per_epoch])
+    loaded = list(batches.loader(cycle - 1, cycle + 1))
+    assert equal(loaded[1], batches[0])
+
+
+def test_settings_that_are_as_ever_leave_the_config_as_it_was():
+    assert "views" not in feed().model_dump(mode="json")
+    assert feed(views=3).model_dump(mode="json")["views"] == 3
+    assert FeedConfig.model_validate(feed(views=3).model_dump()) == feed(views=3)
+    with pytest.raises(ValueError, match="greater than 0"):
+        feed(views=0)
+
+
+@pytest.mark.parametrize(
+    "mixing", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {"mix_prob": 0.0}, {"mix_prob": 0.5}]
+)
+def test_a_batch_says_which_rows_it_was_mixed_from(mixing, make_dataset):
+    """Made again from the rows, their partners and lambda: the targets, and the images of mixup."""
+    folder = make_dataset(100)
+    plain = Augmentation(kind="none", mean=(0.0,) * 3, std=(1.0,) * 3, label_smoothing=0.1)
+    alone = Batches(feed(plain), folder)
+    batches = Batches(feed(plain.model_copy(update={"mixup": 0.8, "cutmix": 1.0} | mixing)), folder)
+    labels, lams = torch.arange(100) % 3, set()
+    for step in range(10):
+        batch, unmixed = batches[step], alone[step]
+        assert torch.equal(batch.rows, unmixed.rows)
+        assert torch.equal(unmixed.partners, unmixed.rows)
+        assert torch.equal(unmixed.lam, torch.ones(8))
+        lams |= set(batch.lam.tolist())
+        own, other = (torch.nn.functional.one_hot(labels[some], 3) for some in (batch.rows, batch.partners))
+        lam = batch.lam[:, None]
+        expected = 0.9 * (lam * own + (1 - lam) * other) + 0.1 / 3
+        torch.testing.assert_close(batch.targets, expected)
+        is_mixed = batch.lam < 1
+        assert torch.equal(batch.partners == batch.rows, ~is_mixed)
+        if not batches.config.augmentation.cutmix:
+            image_of = dict(zip(unmixed.rows.tolist(), unmixed.images))
+            partners = torch.stack([image_of[row] for row in batch.partners.tolist()])
+            share = batch.lam.view(-1, 1, 1, 1)
+            torch.testing.assert_close(batch.images, share * unmixed.images + (1 - share) * partners)
+    assert (lams == {1.0}) == (mixing == {"mix_prob": 0.0})
+
+
+def test_decodes_are_counted(make_dataset):
+    folder = make_dataset(100)
+    batches = Batches(feed(IMAGENET), folder)
+    list(batches.loader(0, 3))
+    assert batches.decodes == 24
+    kept = Batches(feed(), folder)  # a small split is decoded once
+    list(kept.loader(0, 30))
+    assert kept.decodes == 100
+    assert pickle.loads(pickle.dumps(kept)).decodes == 0
+
+
 LARGE = {"img_size": 1100, "batch_size": 2, "lanes": 1}
 """A hundred images of that size are no small split."""
 
@@ -145,7 +210,7 @@ def test_a_worker_gets_what_its_step_is_made_from_and_reads_nothing(settings, ma
 
 def test_what_is_read_ahead_of_workers_is_what_the_steps_are_made_from(make_dataset):
     batches = Batches(feed(IMAGENET), make_dataset(100))
-    ahead = _Ahead(batches, range(3, 9))
+    ahead = Ahead(batches, range(3, 9))
     assert len(ahead) == 6
     for step, read in enumerate(ahead, 3):
         assert equal(batches.made(read), batches[step])
@@ -156,7 +221,7 @@ def test_images_that_cannot_be_read_ahead_end_the_reading(make_dataset):
     batches = Batches(feed(IMAGENET), folder)
     shutil.rmtree(folder.path)
     with pytest.raises(DataError, match="cannot be read"):
-        list(_Ahead(batches, range(3)))
+        list(Ahead(batches, range(3)))
 
 
 @pytest.mark.slow

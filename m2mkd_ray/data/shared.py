@@ -1,0 +1,108 @@
+"""Batches that are made once for several trainings: by a stream of arrays, which another room gives.
+
+A batch follows from the step alone, so whoever makes it, it is the same. Arrays are
+what travels, because processes can map them without a copy.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from m2mkd_ray.data.feed import Batch, Batches, FeedConfig, from_arrays
+from m2mkd_ray.data.index import DatasetFolder
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes a rank's batches as arrays, in whatever process it is called; small and picklable."""
+
+    config: FeedConfig
+    folder: Path
+    """Of the data set; the same on every node."""
+    rank: int = 0
+    world: int = 1
+    here: Batches | None = field(default=None, compare=False, repr=False)
+    """The batches of this process, if there are some already; stays behind when it is pickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return BatchMaker, (self.config, self.folder, self.rank, self.world)
+
+    def __call__(self) -> Callable[[int], Arrays]:
+        """The function from a step to its arrays.
+
+        Raises:
+            DataError: the data set cannot be read.
+        """
+        here = self.here or Batches(self.config, DatasetFolder.open(self.folder), self.rank, self.world)
+        return here.arrays
+
+
+class Handed(Protocol):
+    """What a stream gives for a step."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """Of `Batches.arrays`."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether they were made in this process."""
+
+
+Stream = Callable[[str, BatchMaker, int, int], Iterator[Handed]]
+"""Gives `maker()(step)` for the steps `start` to `stop`, by (key, maker, start, stop); one key, one result."""
+
+
+class SharedBatches:
+    """A feed whose batches come from a stream: those of `Batches`, bit for bit."""
+
+    def __init__(
+        self, config: FeedConfig, folder: DatasetFolder, stream: Stream, rank: int = 0, world: int = 1
+    ) -> None:
+        """
+        Raises:
+            DataError, UsageError: as `Batches`.
+        """
+        self._batches = Batches(config, folder, rank, world)
+        self._stream = stream
+        self._maker = BatchMaker(config, folder.path.absolute(), rank, world, self._batches)
+        self.key = stream_key(config, folder, rank, world)
+        """Of the stream: all that decides its arrays."""
+        self.own = self.handed = 0
+        """Batches that were made in this process, and those that were made elsewhere."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch, at least one."""
+        return self._batches.steps_per_epoch
+
+    @property
+    def decodes(self) -> int:
+        """Images that this process has decoded."""
+        return self._batches.decodes
+
+    def loader(self, start: int, stop: int, *, num_workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
+        """The batches of the steps `start` to `stop` (exclusive), in order.
+
+        Their memory may be shared with other processes: they must not be changed in place.
+
+        Args:
+            num_workers: without effect, as the stream makes them ahead.
+        """
+        for made in self._stream(self.key, self._maker, start, stop):
+            self.own, self.handed = self.own + made.is_own, self.handed + (not made.is_own)
+            batch = from_arrays(made.arrays)
+            yield Batch(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch
+
+
+def stream_key(config: FeedConfig, folder: DatasetFolder, rank: int = 0, world: int = 1) -> str:
+    """Twelve hex digits that stand for a rank's batches."""
+    decides = [config.model_dump(mode="json"), folder.index.fingerprint, rank, world]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,106 @@
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from m2mkd_ray.data import Augmentation, Batches, BatchMaker, FeedConfig, SharedBatches, from_arrays, stream_key
+from m2mkd_ray.data.augment import IMAGENET
+from m2mkd_ray.errors import DataError
+
+LIGHT = Augmentation(kind="light", shift=2, random_erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+
+
+def feed(**settings):
+    defaults = {"dataset": "small", "batch_size": 8, "lanes": 4, "shuffle_window": 2, "img_size": 8}
+    return FeedConfig(**(defaults | {"augmentation": LIGHT} | settings))
+
+
+@dataclass(frozen=True)
+class Handed:
+    arrays: tuple[np.ndarray, ...]
+    is_own: bool
+
+
+def elsewhere(key: str, maker: BatchMaker, start: int, stop: int) -> Iterator[Handed]:
+    """As from another process: pickled there and back, read only; every fourth step is the reader's own."""
+    make, make_here = pickle.loads(pickle.dumps(maker))(), maker()
+    for step in range(start, stop):
+        arrays = tuple(array.copy() for array in make(step))
+        for array in arrays:
+            array.flags.writeable = False
+        yield Handed(make_here(step), True) if step % 4 == 3 else Handed(arrays, False)
+
+
+@pytest.mark.parametrize("augmentation", [LIGHT, IMAGENET], ids=["light", "timm"])
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
+def test_batches_from_elsewhere_are_the_same_bit_for_bit(augmentation, rank, world, make_dataset):
+    folder, config = make_dataset(100), feed(augmentation=augmentation, views=2)
+    plain = Batches(config, folder, rank, world)
+    shared = SharedBatches(config, folder, elsewhere, rank, world)
+    assert shared.steps_per_epoch == plain.steps_per_epoch
+    for step, batch in enumerate(shared.loader(5, 25), 5):
+        assert all(map(torch.equal, batch, plain[step]))
+    assert (shared.own, shared.handed) == (5, 15)
+
+
+def test_only_what_is_made_here_is_decoded_here(make_dataset):
+    shared = SharedBatches(feed(augmentation=IMAGENET), make_dataset(100), elsewhere)
+    list(shared.loader(0, 3))
+    assert shared.decodes == 0
+    list(shared.loader(3, 4))
+    assert shared.decodes == 8
+
+
+def test_arrays_that_are_read_only_become_tensors_without_copy_or_warning(make_dataset):
+    arrays = Batches(feed(), make_dataset(100)).arrays(0)
+    for array in arrays:
+        array.flags.writeable = False
+    batch = from_arrays(arrays)  # a warning would be an error
+    for array, tensor in zip(arrays, batch, strict=True):
+        assert tensor.data_ptr() == array.__array_interface__["data"][0]
+        assert np.array_equal(tensor.numpy(), array)
+    assert not arrays[0].flags.writeable
+
+
+def test_a_tensor_keeps_the_memory_of_its_array(make_dataset):
+    expected = Batches(feed(), make_dataset(100))[2]
+
+    def made():
+        arrays = tuple(array.copy() for array in Batches(feed(), folder).arrays(2))
+        for array in arrays:
+            array.flags.writeable = False
+        return from_arrays(arrays)
+
+    folder = make_dataset(100)
+    some = [made() for _ in range(20)]
+    assert all(torch.equal(batch.images, expected.images) for batch in some)
+
+
+def test_a_stream_has_another_key_for_all_that_decides_its_batches(make_dataset):
+    folder, other = make_dataset(100), make_dataset(96, name="other")
+    keys = [
+        stream_key(feed(), folder),
+        stream_key(feed(seed=1), folder),
+        stream_key(feed(views=2), folder),
+        stream_key(feed(), other),
+        stream_key(feed(), folder, 0, 2),
+        stream_key(feed(), folder, 1, 2),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert stream_key(feed(), folder) == keys[0]
+
+
+def test_a_maker_pickles_small_whatever_it_has_here(make_dataset):
+    folder = make_dataset(100)
+    maker = BatchMaker(feed(), folder.path, here=Batches(feed(), folder))
+    maker()(0)
+    assert len(pickle.dumps(maker)) < 2000
+    assert pickle.loads(pickle.dumps(maker)).here is None
+
+
+def test_a_maker_says_if_there_are_no_data(tmp_path):
+    with pytest.raises(DataError, match="holds no data set"):
+        BatchMaker(feed(), tmp_path)()
