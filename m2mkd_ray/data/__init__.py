@@ -6,6 +6,8 @@ from m2mkd_ray.data.corruptions import CORRUPTIONS, corrupt
 from m2mkd_ray.data.feed import Batch, Batches, EvalBatches, FeedConfig, from_arrays
 from m2mkd_ray.data.importers import IMPORTERS, Importer, guess_importer, import_data
 from m2mkd_ray.data.index import ClassName, DatasetFolder, Index, Split, find
+from m2mkd_ray.data.logit_formats import LogitsFormat, error_of
+from m2mkd_ray.data.logits import Logits, LogitsAbout, LogitsWriter
 from m2mkd_ray.data.shards import Row, Rows, Shard, ShardWriter
 from m2mkd_ray.data.shared import BatchMaker, SharedBatches, stream_key
 
@@ -25,6 +27,10 @@ __all__ = [
     "FeedConfig",
     "Importer",
     "Index",
+    "Logits",
+    "LogitsAbout",
+    "LogitsFormat",
+    "LogitsWriter",
     "Row",
     "Rows",
     "Shard",
@@ -32,6 +38,7 @@ __all__ = [
     "SharedBatches",
     "Split",
     "corrupt",
+    "error_of",
     "find",
     "from_arrays",
     "guess_importer",
