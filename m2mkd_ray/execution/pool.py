@@ -42,6 +42,8 @@ from m2mkd_ray.execution.store import Store
 logger = logging.getLogger(__name__)
 
 _LOOK_FOR_GROUPS_EVERY_S = 1.0
+_STARTS = 4
+"""How often in a row a worker may die while it starts, before a stage is told of it."""
 _RAISED = (
     ray.exceptions.RayTaskError,
     ray.exceptions.RuntimeEnvSetupError,
@@ -119,6 +121,8 @@ class Pool:
         self._next_look = 0.0
         self._hub: Hub | None = None
         """Of what workers share; there with the first seat that is handed out."""
+        self._lost_starts: Counter[Shape] = Counter()
+        """Workers that died while they started, since one of the shape last came up."""
 
     def submit(self, jobs: Sequence[Job], store: Store, shape: Shape) -> None:
         """Queue a seat."""
@@ -235,6 +239,7 @@ class Pool:
             return self._lose(worker, step, error)
         if step == "up":
             worker.where, worker.idle_since = result, time.monotonic()
+            del self._lost_starts[worker.shape]
             return []
         assert worker.work is not None
         assert worker.where is not None
@@ -262,12 +267,18 @@ class Pool:
             logger.info("A worker died while it was idle; %s gets another one", ", ".join(worker.work.inside))
             self._queue.insert(0, worker.work)
             return []
-        work = worker.work
-        if work is None:  # it never came up: that is told of the first seat that waits for one like it
-            work = next((work for work in self._queue if work.shape == worker.shape), None)
-            if work is None:
-                return []
-            self._queue.remove(work)
+        if worker.work is not None:
+            return [failed(address, error) for address in worker.work.inside]
+        return self._lose_at_start(worker, error)
+
+    def _lose_at_start(self, worker: _Worker, error: ray.exceptions.RayError) -> list[Report]:
+        """A worker never came up. No seat is to blame; but where it goes on, the first that waits is told of it."""
+        self._lost_starts[worker.shape] += 1
+        work = next((work for work in self._queue if work.shape == worker.shape), None)
+        is_final = isinstance(error, _RAISED) or self._lost_starts[worker.shape] >= _STARTS
+        if work is None or not is_final:
+            return []
+        self._queue.remove(work)
         told = [failed(address, error) for address in work.inside]
         if isinstance(error, ray.exceptions.ActorUnschedulableError) and worker.shape.node is not None:
             return [replace(one, kind=Kind.PREEMPTED) for one in told]  # the node that it was to be on is gone

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import remote_store
 
 from m2mkd_ray.execution import Store
+from m2mkd_ray.execution.ray_launcher import RayLauncher
 
 
 @pytest.fixture
@@ -39,3 +41,22 @@ def folder_of(tmp_path: Path) -> Callable[[Store], Path]:
 def environment() -> dict[str, str]:
     """The environment of a driver in a process of its own: it finds the toy stages, and Ray is quiet."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(scope="module")
+def short_folder() -> Iterator[str]:
+    """A short path: sockets in it have at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def launcher(short_folder: str) -> Iterator[RayLauncher]:
+    """One local Ray of two cores for all tests of a file that need no more."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # its workers find the toy stages
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    launcher = RayLauncher(num_cpus=2, temp_dir=short_folder)
+    yield launcher
+    launcher.close()
+    patch.undo()

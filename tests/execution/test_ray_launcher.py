@@ -5,10 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ import ray
 import ray.exceptions
 import toy
 from ray.cluster_utils import Cluster
-from toy import Chain, Number, Pace, diamond, expected_state, number, slow_chain
+from toy import Chain, Number, Pace, diamond, expected_state, number, slow_chain, wait_until_gone
 
 from m2mkd_ray.errors import ClusterError, PlanError, TrainingError
 from m2mkd_ray.execution import (
@@ -54,38 +52,6 @@ except KeyboardInterrupt:
 finally:
     launcher.close()
 """
-
-
-@pytest.fixture(scope="module")
-def short_folder() -> Iterator[str]:
-    """A short path: sockets in it have at most 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def launcher(short_folder: str) -> Iterator[RayLauncher]:
-    """One local Ray of two cores for all tests of this file that need no more."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # its workers find the toy stages
-    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    launcher = RayLauncher(num_cpus=2, temp_dir=short_folder)
-    yield launcher
-    launcher.close()
-    patch.undo()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that ended and waits for its parent does not)."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
-
-
-def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while is_alive(pid):
-        assert time.monotonic() < deadline, f"process {pid} still runs"
-        time.sleep(0.05)
 
 
 # Kinds of failure

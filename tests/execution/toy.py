@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -125,6 +126,15 @@ def chains_that_forget(members: Sequence[Member]) -> Iterator[Left]:
     yield Left(0, chain(members[0].config, members[0].context))
 
 
+def one_hangs(members: Sequence[Member]) -> Iterator[Left]:
+    """All report a step; then nothing moves while there are several."""
+    for member in members:
+        member.context.report(1, 9, {})
+    if len(members) > 1:
+        time.sleep(600)
+    yield from chains(members)
+
+
 def cohort(
     steps: Sequence[int],
     together: Together = chains,
@@ -192,6 +202,11 @@ def say_where(config: Number, context: StageContext) -> Metrics:
     return {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
 
 
+def say_modules(config: Number, context: StageContext) -> Metrics:
+    """What the worker has imported."""
+    return {"modules": sorted(sys.modules)}
+
+
 def number(name: str, value: int = 1, placement: BaseModel | None = None, **needs: Stage) -> Stage:
     """A stage that adds."""
     return Stage(name, add, Number(value=value), needs, placement=placement or Pace())
@@ -215,3 +230,17 @@ def remote_store(tmp_path: Path) -> Store:
     (tmp_path / "bucket").mkdir(exist_ok=True)
     filesystem = fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem())
     return Store("store", filesystem=filesystem, cache=str(tmp_path / "cache"))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (one that ended and waits for its parent does not)."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait for the end of a process."""
+    deadline = time.monotonic() + 10
+    while is_alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} still runs"
+        time.sleep(0.05)

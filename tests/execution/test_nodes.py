@@ -1,0 +1,152 @@
+"""Nodes come and go under a run: what no node can hold waits with a reason, and goes on or is given up."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import ray
+import toy
+from ray.cluster_utils import Cluster
+from toy import Number, Pace, number
+
+from m2mkd_ray.execution import (
+    Event,
+    Kind,
+    Resources,
+    Seat,
+    Stage,
+    StageRetried,
+    StageStarted,
+    StageWaits,
+    Store,
+    View,
+    execute,
+)
+from m2mkd_ray.execution.ray_launcher import RayLauncher
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
+BIG = Resources(cpus=2)
+
+
+class Machines:
+    """A cluster whose head has one core; nodes of two cores come and go."""
+
+    def __init__(self, folder: str) -> None:
+        head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": f"{folder}/nodes"}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.launcher = RayLauncher(self.cluster.address)
+
+    def add(self) -> "ray._private.node.Node":
+        """Add a node of two cores, and wait until it is known."""
+        before = len(self.launcher.nodes())
+        node = self.cluster.add_node(num_cpus=2)
+        deadline = time.monotonic() + 30
+        while len(self.launcher.nodes()) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return node
+
+    def remove(self, node: "ray._private.node.Node") -> None:
+        """Take a node away without notice."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def machines(short_folder: str) -> Iterator[Machines]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setattr("m2mkd_ray.execution.seating._NODES_EVERY_S", 0.3)
+    machines = Machines(short_folder)
+    yield machines
+    machines.launcher.close()
+    machines.cluster.shutdown()
+    patch.undo()
+
+
+def big(name: str, value: int, sleep_s: float = 0.0) -> Stage:
+    return Stage(name, toy.add, Number(value=value), resources=BIG, placement=Pace(sleep_s=sleep_s))
+
+
+def test_when_its_node_is_lost_a_stage_waits_with_a_reason_and_is_given_up(machines: Machines, store: Store) -> None:
+    node = machines.add()
+    events: list[Event] = []
+
+    def lose(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StageStarted) and event.stage.name == "first":
+            machines.remove(node)
+
+    plan = [big("first", 1, sleep_s=30.0), big("second", 2), number("small", 3, Pace(sleep_s=5.0))]
+    outcome = execute(plan, store, machines.launcher, on_event=lose, wait_timeout_s=4.0)
+    assert [done.stage.name for done in outcome.complete] == ["small"]  # siblings go on
+    assert [(failure.stage.name, failure.kind) for failure in outcome.failed] == [
+        ("first", Kind.UNPLACED),
+        ("second", Kind.UNPLACED),
+    ]
+    for failure in outcome.failed:
+        assert failure.message == (
+            "No node could hold it for 4 s: it asks for 2 CPUs, but no node has so much: the most on one of 1 is "
+            "1 CPU. Lower the stages' resources or add a larger node."
+        )
+        assert "add a node that has what it asks for" in failure.reason
+    waits = [event for event in events if isinstance(event, StageWaits)]
+    assert sorted(event.stage.name for event in waits) == ["first", "second"]
+    assert all(abs(event.since - time.time()) < 30 for event in waits)
+    assert [event.kind for event in events if isinstance(event, StageRetried)] == [Kind.LOST]
+
+
+def test_when_a_node_comes_what_waited_goes_on(machines: Machines, store: Store) -> None:
+    added: list[threading.Thread] = []
+    nodes: list[ray._private.node.Node] = []
+
+    def add(event: Event) -> None:
+        if isinstance(event, StageWaits) and not added:
+            added.append(threading.Thread(target=lambda: nodes.append(machines.add())))
+            added[0].start()
+
+    outcome = execute([big("late", 1)], store, machines.launcher, on_event=add, wait_timeout_s=60.0)
+    assert [done.stage.name for done in outcome.complete] == ["late"]
+    added[0].join()
+    machines.remove(nodes[0])
+
+
+class OnTheLastNode:
+    """Seats everything on the node that came last, or leaves it out if it is not known yet."""
+
+    replans = True
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
+        self.asked.append(sorted(stage.name for stage in ready))
+        best = max(view.nodes, key=lambda node: node.resources.get("CPU", 0.0))
+        return [Seat((stage,), stage.resources, best.id) for stage in ready]
+
+
+def test_seats_on_a_node_that_goes_are_asked_for_anew(machines: Machines, store: Store) -> None:
+    node, placer = machines.add(), OnTheLastNode()
+    gone = node.node_id
+    removed: list[bool] = []
+
+    def lose(event: Event) -> None:
+        if isinstance(event, StageStarted) and not removed:
+            removed.append(True)
+            machines.remove(node)
+
+    plan = [number(f"n-{i}", i, Pace(sleep_s=0.0 if i else 30.0)) for i in range(4)]
+    last = [Stage(stage.name, stage.run, stage.config, placement=Pace(sleep_s=2.0)) for stage in plan]
+    outcome = execute(last, store, machines.launcher, on_event=lose, place=placer)
+    outcome.raise_for_failures()
+    assert len(outcome.complete) == 4
+    assert placer.asked[0] == ["n-0", "n-1", "n-2", "n-3"]
+    assert len(placer.asked) > 1
+    places = {store.manifest(stage.address)["where"]["node_id"] for stage in last}
+    assert places - {gone} == {machines.launcher.nodes()[0].id}
+    with suppress(KeyError):
+        assert all(len(store.manifest(stage.address)["attempts"]) <= 2 for stage in last)
