@@ -18,7 +18,9 @@ others, so the bound holds with them too.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from m2mkd_ray.execution.works import Device, Work
 
@@ -41,52 +43,65 @@ def fastest_s(work: Work, types: Iterable[str]) -> float:
     return min(work.seconds_on(name) for name in types) / width
 
 
-def refusals(works: Sequence[Work], devices: Sequence[Device]) -> list[str]:
-    """A sentence for each work that no device can take; empty if all can run."""
-    found = [_refusal(work, devices) for work in works]
-    return [text for text in found if text]
+def refusals(works: Sequence[Work], devices: Sequence[Device]) -> dict[str, str]:
+    """For each work that no device can take, by name, a sentence that says what is missing; empty if all can run."""
+    kinds = _kinds(devices)
+    found = {work.name: _refusal(work, kinds) for work in works}
+    return {name: text for name, text in found.items() if text}
 
 
-def _refusal(work: Work, devices: Sequence[Device]) -> str | None:
-    if not devices:
-        return f"{work.name} needs a device, but the nodes have none that is free of other demands. Add a node."
-    typed = [device for device in devices if work.seconds_on(device.type) < math.inf]
+@dataclass(frozen=True)
+class _Kind:
+    """Devices of one type and memory."""
+
+    type: str
+    memory_gb: float
+    count: int
+    widest: int
+    """On the node that has the most of them, bought alike."""
+
+
+def _kinds(devices: Sequence[Device]) -> list[_Kind]:
+    count = Counter((device.type, device.memory_gb) for device in devices)
+    on_node = Counter((device.type, device.memory_gb, device.node, device.spot, device.slots) for device in devices)
+    widest: dict[tuple[str, float], int] = {}
+    for (type_name, memory, *_), number in on_node.items():
+        widest[type_name, memory] = max(number, widest.get((type_name, memory), 0))
+    return [_Kind(*each, count=number, widest=widest[each]) for each, number in count.items()]
+
+
+def _refusal(work: Work, kinds: Sequence[_Kind]) -> str | None:
+    if not kinds:
+        return f"{work.name} asks for a device, but the nodes have none that it could use. Add a node."
+    typed = [kind for kind in kinds if work.seconds_on(kind.type) < math.inf]
     if not typed:
+        has: Counter[str] = Counter()
+        for kind in kinds:
+            has[kind.type] += kind.count
         return (
             f"{work.name} asks for a device of type {' or '.join(sorted(work.seconds)) or 'unknown'}, but the nodes "
-            f"have {_types(devices)}. Choose one of these, or add a node of that type."
+            f"have {', '.join(f'{name} ({number})' for name, number in has.items())}. Choose one of these, or add a "
+            f"node of that type."
         )
     share = work.share or 1.0
-    roomy = [device for device in typed if work.memory_on(device.type) <= device.memory_gb * share * (1 + 1e-9)]
+    roomy = [kind for kind in typed if work.memory_on(kind.type) <= kind.memory_gb * share * (1 + 1e-9)]
     if not roomy:
-        needs = min(work.memory_on(device.type) for device in typed)
-        most = max(device.memory_gb * share for device in typed)
+        needs, most = min(work.memory_on(kind.type) for kind in typed), max(kind.memory_gb for kind in typed) * share
         return (
-            f"{work.name} asks for {needs:.3g} GB of GPU memory, but no GPU has so much: the most on one of "
-            f"{len(typed)} is {most:.3g} GB. Lower the stage's micro_batch, or add a node with larger GPUs."
+            f"{work.name} asks for {needs:.3g} GB of GPU memory, but no GPU has so much for it: the most on one of "
+            f"{sum(kind.count for kind in typed)} is {most:.3g} GB. Lower the stage's micro_batch, or add a node with "
+            f"larger GPUs."
         )
-    width = min(work.widths)
-    if width > (most_together := _most_together(roomy)):
+    if min(work.widths) > (widest := max(kind.widest for kind in roomy)):
         return (
-            f"{work.name} asks for {width} devices of one node, but no node has so many: the most is "
-            f"{most_together}. Give it fewer, or add a larger node."
+            f"{work.name} asks for {min(work.widths)} devices of one node, but no node has so many: the most is "
+            f"{widest}. Give it fewer, or add a larger node."
         )
     return None
 
 
-def _types(devices: Sequence[Device]) -> str:
-    names = [device.type for device in devices]
-    return ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
-
-
-def _most_together(devices: Sequence[Device]) -> int:
-    places = [(device.node, device.type, device.memory_gb, device.spot) for device in devices]
-    return max(places.count(place) for place in set(places))
-
-
 def _counts(devices: Sequence[Device]) -> dict[str, int]:
-    names = [device.type for device in devices]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
+    return dict(Counter(device.type for device in devices))
 
 
 def _prices(works: Sequence[Work], counts: dict[str, int]) -> Iterator[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,8 +62,8 @@ class Fleet:
         self.members: tuple[list[int], ...] = tuple([] for _ in self.classes)
         for number, place in enumerate(self.class_of):
             self.members[place].append(number)
-        nodes = [[self.devices[number].node for number in members] for members in self.members]
-        self.widest = tuple(max(names.count(name) for name in set(names)) for names in nodes)
+        nodes = [Counter(self.devices[number].node for number in members) for members in self.members]
+        self.widest = tuple(max(counts.values()) for counts in nodes)
         """Devices of each class on the node that has the most."""
 
     def job(self, works: Sequence[Work], width: int = 1, share: float = 1.0) -> Job:

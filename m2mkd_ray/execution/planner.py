@@ -17,7 +17,7 @@ from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.fleet import Taken, devices_for, held_by, node_id
 from m2mkd_ray.execution.layout import Booking
 from m2mkd_ray.execution.placement import Occupied, Seat, View
-from m2mkd_ray.execution.schedule import Policy, schedule
+from m2mkd_ray.execution.schedule import BUDGET, Policy, schedule
 from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.works import ANY, Device, Work, together_s
 
@@ -28,6 +28,8 @@ UTILISATION = 0.4
 PaLM, arXiv 2204.02311, table 3)."""
 PER_DOUBLING = 0.95
 """Efficiency of data parallel training for each doubling of devices, where nothing was measured."""
+_MANY = 100
+"""Beyond so many works the longest first is good enough, and a run has many ends at which to ask again."""
 _LEAST_LEFT = 0.02
 """Of a work that takes longer than expected, so much of its expected seconds is still to come."""
 
@@ -140,12 +142,13 @@ class Planner:
     def _seats_of(
         self, works: Sequence[Work], stages: Mapping[str, Stage], request: Resources, devices: Sequence[Device]
     ) -> list[Seat]:
-        refused = {work.name for work in works if refusals([work], devices)}
+        refused = refusals(works, devices)
         seats = [_elsewhere(stages[name], request) for name in stages if name in refused] if self._grows else []
         placed = [work for work in works if work.name not in refused]
         if not placed or not (self._grows or any(_has_room(device) for device in devices)):
             return seats
-        for booking in schedule(placed, devices, policy=self._policy).bookings:
+        budget = BUDGET if len(placed) <= _MANY else 0
+        for booking in schedule(placed, devices, policy=self._policy, budget=budget).bookings:
             of_booking = [stages[work.name] for work in booking.works]
             if booking.start_s <= 0:
                 seats.append(_seat(of_booking, booking, request, devices[booking.devices[0]].node))

@@ -97,7 +97,7 @@ def schedule(
         PlanError: works that no device can take, with the reason of each.
     """
     if problems := refusals(works, devices):
-        raise PlanError("\n".join(problems))
+        raise PlanError("\n".join(problems.values()))
     fleet = Fleet(devices, spot_loss)
     bound = lower_bound(works, devices)
     search = _Search(fleet, bound, budget)

@@ -67,9 +67,11 @@ def together_s(works: Sequence[Work], type_name: str) -> float:
     """Seconds of a cohort on one device: what members do for themselves, and the longest of what they share.
 
     The prefix is run once up to the deepest member and every image is decoded once, so the shared part of a
-    cohort is that of the member with the most. Of one work it is `seconds`.
+    cohort is that of the member with the most. Of one work it is `seconds`; infinite where a member cannot run.
     """
     seconds = [work.seconds_on(type_name) for work in works]
+    if math.inf in seconds:
+        return math.inf
     own = sum(each * (1 - work.shared) for each, work in zip(seconds, works, strict=True))
     return own + max(each * work.shared for each, work in zip(seconds, works, strict=True))
 

@@ -304,14 +304,14 @@ def test_what_is_set_by_hand_is_kept() -> None:
         (
             Work("pair-0", {ANY: 9}, {ANY: 30}),
             [Device("a", "L4", 24), Device("b", "T4", 16)],
-            "pair-0 asks for 30 GB of GPU memory, but no GPU has so much: the most on one of 2 is 24 GB",
+            "pair-0 asks for 30 GB of GPU memory, but no GPU has so much for it: the most on one of 2 is 24 GB",
         ),
         (Work("pair-0", {ANY: 9}, widths={2: 1.0}), devices("L4", "L4"), "2 devices of one node, but no node has"),
         (Work("pair-0", {ANY: 9}), [], "the nodes have none"),
     ],
 )  # fmt: skip
 def test_what_no_device_can_take_is_refused_with_what_is_missing(work: Work, fleet: list[Device], says: str) -> None:
-    (problem,) = refusals([work], fleet)
+    (problem,) = refusals([work], fleet).values()
     assert says in problem
     with pytest.raises(PlanError, match="pair-0"):
         schedule([work], fleet)

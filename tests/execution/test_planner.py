@@ -1,0 +1,200 @@
+"""The planner's seats, and what they come to when it is asked again and again in counted time."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from toy import Number, add
+
+from m2mkd_ray.errors import PlanError
+from m2mkd_ray.execution import NoPlacement, Resources, Stage
+from m2mkd_ray.execution.bounds import lower_bound
+from m2mkd_ray.execution.cohort import Left, Member
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.fleet import devices_for, node_id
+from m2mkd_ray.execution.forecast import Visit, forecast
+from m2mkd_ray.execution.placement import Occupied, Seat, View
+from m2mkd_ray.execution.planner import ByHand, Planner
+from m2mkd_ray.execution.stage import Spread
+from m2mkd_ray.execution.works import ANY, Work
+
+GPU = Resources(cpus=1, gpus=1)
+
+
+class Ranks(NoPlacement, frozen=True, extra="forbid"):
+    """A placement that says how many devices."""
+
+    ranks: int = 1
+
+
+def together(members: Sequence[Member]) -> Iterator[Left]:
+    """Some way to run members together."""
+    yield from (Left(place, {}) for place in range(len(members)))
+
+
+def stage(name: str, resources: Resources = GPU, **more: object) -> Stage:
+    return Stage(name, add, Number(value=hash(name) % 1000), resources=resources, **more)  # type: ignore[arg-type]
+
+
+def pair(number: int, **more: object) -> Stage:
+    return stage(f"pair-{number}", mates="pairs", together=together, **more)
+
+
+def gpu_node(name: str, gpus: int, kind: str = "H100", cpus: int | None = None) -> Node:
+    return Node(name, {"CPU": cpus or 8 * gpus, "GPU": gpus, f"accelerator_type:{kind}": 1}, id=f"id-{name}")
+
+
+def names(seat: Seat) -> list[str]:
+    return [stage.name for stage in seat.stages]
+
+
+def test_the_longest_stages_get_the_free_devices_and_the_others_wait() -> None:
+    ready = [stage(f"s{i}") for i in range(4)]
+    seconds = {"s0": 1.0, "s1": 4.0, "s2": 3.0, "s3": 2.0}
+    seats = Planner().seats(ready, View([gpu_node("a", 2)], seconds=seconds))
+    assert [names(seat) for seat in seats] == [["s1"], ["s2"]]
+    assert {seat.node for seat in seats} == {"id-a"}
+    assert all(seat.resources == GPU for seat in seats)
+
+
+def test_where_the_cluster_may_grow_the_others_ask_without_a_node() -> None:
+    ready = [stage(f"s{i}") for i in range(4)]
+    seats = Planner(grows=True).seats(ready, View([gpu_node("a", 2)], seconds={"s1": 4.0, "s2": 3.0}))
+    assert [seat.node for seat in seats].count(None) == 2
+    assert sorted(name for seat in seats for name in names(seat)) == ["s0", "s1", "s2", "s3"]
+
+
+def test_what_fits_no_node_now_is_asked_for_where_the_cluster_may_grow_and_else_waits() -> None:
+    view = View([Node("cpu", {"CPU": 8.0})])
+    assert Planner().seats([stage("s")], view) == []
+    (seat,) = Planner(grows=True).seats([stage("s")], view)
+    assert (seat.node, seat.resources) == (None, GPU)
+
+
+def test_a_stage_that_holds_nothing_starts_at_once_anywhere() -> None:
+    (seat,) = Planner().seats([stage("driver", Resources(cpus=0))], View([gpu_node("a", 1)]))
+    assert (seat.node, seat.resources) == (None, Resources(cpus=0))
+
+
+def test_mates_share_a_device_and_keep_what_they_are() -> None:
+    works = {f"pair-{i}": Work("", {ANY: 10.0}, shared=0.4) for i in range(4)}
+    ready = [pair(i) for i in range(4)]
+    (seat,) = Planner(works).seats(ready, View([gpu_node("a", 1)]))
+    assert sorted(names(seat)) == [f"pair-{i}" for i in range(4)]
+    assert {each.key for each in seat.stages} == {each.key for each in ready}
+    alone = [replace(each, together=None) for each in ready]
+    assert [len(seat.stages) for seat in Planner(works).seats(alone, View([gpu_node("a", 1)]))] == [1]
+
+
+def test_works_that_leave_a_gpu_idle_get_a_fraction_of_it() -> None:
+    works = {f"s{i}": Work("", {ANY: 10.0}, occupancy=0.3) for i in range(3)}
+    seats = Planner(works).seats([stage(f"s{i}") for i in range(3)], View([gpu_node("a", 1)]))
+    assert [seat.resources.gpus for seat in seats] == [0.3333] * 3
+    assert all(seat.stages[0].resources == seat.resources for seat in seats)
+
+
+def test_the_longest_stage_is_spread_over_idle_devices() -> None:
+    spread = {2: Spread(Resources(cpus=0.5), Ranks(ranks=2), GPU)}
+    works = {"long": Work("", {ANY: 100.0}), "short": Work("", {ANY: 50.0})}
+    seats = Planner(works).seats([stage("long", spread=spread), stage("short")], View([gpu_node("a", 3)]))
+    (seat,) = (seat for seat in seats if names(seat) == ["long"])
+    assert seat.resources == Resources(cpus=0.5) == seat.stages[0].resources
+    assert seat.stages[0].placement == Ranks(ranks=2)
+
+
+def test_what_a_spread_stage_holds_on_its_devices_is_not_given_away() -> None:
+    spread = {2: Spread(Resources(cpus=0.5), Ranks(ranks=2), GPU)}
+    wide = stage("long", Resources(cpus=0.5), placement=Ranks(ranks=2), spread=spread)
+    at_work = Occupied(Seat((wide,), wide.resources, "id-a"), "id-a", 1.0)
+    assert Planner().seats([stage("s")], View([gpu_node("a", 2)], [at_work], {"long": 9.0})) == []
+    assert len(Planner().seats([stage("s")], View([gpu_node("a", 3)], [at_work], {"long": 9.0}))) == 1
+
+
+def test_a_stage_waits_for_a_fast_node_rather_than_start_on_a_slow_one() -> None:
+    nodes = [Node("fast", {"CPU": 1, "accelerator_type:fast": 1}), Node("slow", {"CPU": 1})]
+    busy = Occupied(Seat((stage("old", Resources()),), Resources(), "fast"), "fast", 3.0)
+    planner = Planner(speeds={"fast": 4.0})
+    seconds = {"old": 16.0, "new": 40.0}
+    assert planner.seats([stage("new", Resources())], View(nodes, [busy], seconds)) == []
+    later = Occupied(busy.seat, "fast", 0.0)
+    (seat,) = planner.seats([stage("new", Resources())], View(nodes, [later], {"old": 400.0, "new": 40.0}))
+    assert seat.node == "slow"
+
+
+def test_a_stage_that_is_late_holds_its_device_still() -> None:
+    busy = Occupied(Seat((stage("old"),), GPU, "id-a"), "id-a", 1000.0)
+    assert Planner().seats([stage("new")], View([gpu_node("a", 1)], [busy], {"old": 1.0})) == []
+
+
+def test_gpus_that_no_core_can_feed_are_not_used() -> None:
+    assert len(devices_for(Resources(cpus=4, gpus=1), [gpu_node("a", 4, cpus=8)], [])) == 2
+
+
+def test_a_gpu_node_whose_cores_others_hold_waits_for_them() -> None:
+    beside = Occupied(Seat((stage("data", Resources(cpus=8)),), Resources(cpus=8), "id-a"), "id-a", 0.0)
+    assert Planner().seats([stage("s")], View([gpu_node("a", 1)], [beside], {"data": 5.0})) == []
+
+
+def test_what_is_set_by_hand_is_kept_and_the_rest_planned() -> None:
+    nodes = [gpu_node("a", 2), gpu_node("b", 1, "L4")]
+    hand = {
+        "pair-0": ByHand(cohort="x"), "pair-1": ByHand(cohort="x"), "pair-2": ByHand(gpus=0.5, node_type="L4"),
+    }  # fmt: skip
+    seats = Planner(by_hand=hand).seats([pair(i) for i in range(4)], View(nodes))
+    found = {tuple(sorted(names(seat))): seat for seat in seats}
+    assert set(found) == {("pair-0", "pair-1"), ("pair-2",), ("pair-3",)}
+    assert (found["pair-2",].node, found["pair-2",].resources.gpus) == ("id-b", 0.5)
+
+
+# In counted time
+
+
+def run(stages: Sequence[Stage], planner: Planner, nodes: Sequence[Node], works: dict[str, Work]) -> list[Visit]:
+    """All stages, with durations that differ a little from what the planner expects."""
+    rng = random.Random(1)
+
+    def duration(seat: Seat, node: Node) -> float:
+        return planner.expected_s(seat, node.name.split("-")[0], View(nodes)) * rng.uniform(0.97, 1.03)
+
+    return forecast(stages, planner, nodes, duration)
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "num_nodes"), [(16, 4), (128, 16), pytest.param(512, 64, marks=pytest.mark.slow)]
+)
+def test_mixed_speeds_end_within_a_twentieth_of_the_bound_when_asked_at_each_end(
+    num_stages: int, num_nodes: int
+) -> None:
+    rng = random.Random(0)
+    speeds = {"x1": 1.0, "x2": 2.0, "x4": 4.0}
+    kinds = rng.choices(list(speeds), k=num_nodes)
+    nodes = [Node(f"{kind}-{i}", {"CPU": 1, f"accelerator_type:{kind}": 1}) for i, kind in enumerate(kinds)]
+    costs = {f"s{i}": rng.uniform(4, 20) for i in range(num_stages)}
+    works = {name: Work(name, {kind: cost / speed for kind, speed in speeds.items()}) for name, cost in costs.items()}
+    visits = run([stage(name, Resources()) for name in works], Planner(works), nodes, works)
+    assert len(visits) == num_stages
+    bound = lower_bound(list(works.values()), devices_for(Resources(), nodes, []))
+    assert max(visit.end_s for visit in visits) <= 1.05 * 1.03 * bound
+    assert no_overlap(visits)
+
+
+def no_overlap(visits: Sequence[Visit]) -> bool:
+    by_node: dict[str, list[Visit]] = {}
+    for visit in visits:
+        by_node.setdefault(node_id(visit.node), []).append(visit)
+    ordered = [sorted(of, key=lambda visit: visit.start_s) for of in by_node.values()]
+    return all(a.end_s <= b.start_s + 1e-9 for of in ordered for a, b in pairwise(of))
+
+
+def test_stages_wait_for_what_they_read() -> None:
+    first = stage("first", Resources())
+    second = replace(stage("second", Resources()), needs={"first": first})
+    visits = forecast([second, first], Planner(), [Node("a", {"CPU": 2.0})], lambda seat, node: 2.0)
+    assert [(visit.seat.stages[0].name, visit.start_s) for visit in visits] == [("first", 0.0), ("second", 2.0)]
+
+
+def test_stages_that_no_node_can_take_end_the_forecast() -> None:
+    with pytest.raises(PlanError, match="No node can take s"):
+        forecast([stage("s")], Planner(), [Node("a", {"CPU": 2.0})], lambda seat, node: 1.0)
