@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data import Augmentation
+from m2mkd_ray.data.logits import LogitsFormat
 from m2mkd_ray.errors import UsageError
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.stages.finetune import FinetunePlacement
 from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
-from m2mkd_ray.stages.logits import LogitsKind
 from m2mkd_ray.stages.parts import Validation
 from m2mkd_ray.training import TrainConfig, TrainPlacement
 
@@ -86,11 +86,9 @@ class Pairs(Phase, frozen=True, extra="forbid"):
     distill: DistillConfig = DistillConfig()
     views: int | None = Field(None, gt=0)
     """Views of each image, in turns: after so many epochs the same batches come again; None: a new one each epoch."""
-    cache: LogitsKind | None = None
-    """Write the teacher's logits of all views down first, as fp32, fp16 or top_k, and read them while training: for
-    many epochs, tries or trials. fp32 changes no result; None: the teacher is run each time."""
-    cache_top_k: int = Field(16, gt=0)
-    """top_k: classes whose logits are kept; the rest of the probability is spread evenly over the others."""
+    cache: LogitsFormat | None = None
+    """Write the teacher's logits of all views down first, and read them while training: for many epochs, tries or
+    trials. Exact ones (`{kind: float32}`) change no result; None: the teacher is run each time."""
 
     @model_validator(mode="after")
     def _a_cache_needs_views_that_come_again(self) -> "Pairs":

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from m2mkd_ray.blueprint import Blueprint, Student
 from m2mkd_ray.data import FeedConfig, find
+from m2mkd_ray.data.logits import LogitsFormat
 from m2mkd_ray.data.shards import sha256
 from m2mkd_ray.errors import DataError
 from m2mkd_ray.evaluation import Suite, find_suite
@@ -23,7 +24,6 @@ from m2mkd_ray.models.compute import pair_flops
 from m2mkd_ray.recipe import Pairs, Phase, Recipe
 from m2mkd_ray.stages import assemble, data, evaluate, export, finetune, incubate, logits, report, split, vit
 from m2mkd_ray.stages.incubate import DistillConfig
-from m2mkd_ray.stages.logits import LogitsKind
 from m2mkd_ray.stages.parts import Training
 
 
@@ -104,7 +104,7 @@ def incubation(
         if recipe.data.lanes % ranks == 0
     }
     flops = pair_flops(config.blueprint, index, module=module, with_teacher=has_teacher and cached is None)
-    is_exact = recipe.pairs.cache == "fp32"
+    is_exact = recipe.pairs.cache is not None and recipe.pairs.cache.kind == "float32"
     read = {} if cached is None else {"logits": cached}
     return Stage(
         f"{'pair' if module == 'student' else 'incubate'}-{index}",
@@ -116,7 +116,7 @@ def incubation(
         of=recipe.name,
         aids=read if is_exact else {},
         together=incubate.together if placement.ranks == 1 else None,
-        mates=_mates(config.training, needs),
+        mates=_mates(config.training.feed, config.training.train.precision, needs),
         cohort=placement.cohort,
         spread=on_devices,
         flops=flops * images(recipe, phase),
@@ -125,25 +125,19 @@ def incubation(
 
 def teachings(recipe: Recipe, needs: Mapping[str, Stage]) -> dict[str, Stage]:
     """The logits of every pair's teacher hybrid for all views, for the pairs to read; none without a cache."""
-    return (
-        {}
-        if recipe.pairs.cache is None
-        else {
-            f"logits-{pair.index}": _teaching(recipe, recipe.pairs.cache, pair.index, needs)
-            for pair in recipe.blueprint.pairs
-        }
-    )
+    cache = recipe.pairs.cache
+    if cache is None:
+        return {}
+    return {f"logits-{pair.index}": _teaching(recipe, cache, pair.index, needs) for pair in recipe.blueprint.pairs}
 
 
-def _teaching(recipe: Recipe, kind: LogitsKind, index: int, needs: Mapping[str, Stage]) -> Stage:
-    pairs = recipe.pairs
+def _teaching(recipe: Recipe, format: LogitsFormat, index: int, needs: Mapping[str, Stage]) -> Stage:
     config = logits.LogitsConfig(
         blueprint=_blueprint_of("teacher", recipe),
         index=index,
-        feed=feed(recipe, pairs),
-        precision=pairs.precision,
-        kind=kind,
-        top_k=pairs.cache_top_k if kind == "top_k" else None,
+        feed=feed(recipe, recipe.pairs),
+        precision=recipe.pairs.precision,
+        format=format,
     )
     placement = recipe.placement.pairs.model_copy(update={"data_root": recipe.placement.data_root})
     return Stage(
@@ -155,7 +149,7 @@ def _teaching(recipe: Recipe, kind: LogitsKind, index: int, needs: Mapping[str, 
         placement,
         of=recipe.name,
         together=logits.together,
-        mates=_mates(config.feed, needs),
+        mates=_mates(config.feed, config.precision, needs),
         cohort=placement.cohort,
     )
 
@@ -170,11 +164,11 @@ def images(recipe: Recipe, phase: Phase) -> float:
     return phase.epochs * min(rows, source.max_rows or rows)
 
 
-def _mates(shared: BaseModel, needs: Mapping[str, Stage]) -> str:
-    """Equal for stages that train on the same batches, in the same precision, inside the same meta model."""
-    feed_, precision = (shared.feed, shared.train.precision) if isinstance(shared, Training) else (shared, "logits")
-    same = [needs[role].key if role in needs else "" for role in ("data", "meta", "split")]
-    return hashlib.sha256(json.dumps([feed_.model_dump(mode="json"), precision, *same]).encode()).hexdigest()[:12]
+def _mates(batches: FeedConfig, precision: str, needs: Mapping[str, Stage]) -> str:
+    """Equal for stages that read the same batches, in the same precision, inside the same meta model and teacher."""
+    same = [batches.model_dump(mode="json"), precision]
+    same += [needs[role].key if role in needs else "" for role in ("data", "meta", "split")]
+    return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]
 
 
 def assembly(recipe: Recipe, model: Literal["student", "teacher"], modules: Sequence[Stage]) -> Stage:

@@ -183,7 +183,10 @@ MISTAKES = (
         "value of another type", "run demo --set pairs.epochs=many", "pairs.epochs: Input should be a valid number", 2
     ),
     Mistake(
-        "precision that is not offered", "run demo --set finetune.precision=fp16", "should be 'fp32' or 'bf16'", 2
+        "precision that is not offered",
+        "run demo --set finetune.precision=fp16",
+        "should be 'fp32', 'bf16' or 'bf16_pure'",
+        2,
     ),
     Mistake("unknown suite", "run demo --set suites=[imagenet]", "There is no suite 'imagenet'. Known suites: ", 2),
     Mistake("unknown stage", "run tiny.yaml --until spilt", "The plan has no stage spilt. It has: ", 2),

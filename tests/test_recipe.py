@@ -69,7 +69,10 @@ def test_the_recipe_that_is_changed_stays_as_it_is(demo: Recipe) -> None:
         ("seed=many", r"seed: .*integer.* \(found 'many'\)"),
         ("seed=-1", r"seed: .*greater than or equal to 0"),
         ("pairs.distill.alpha=2", r"pairs\.distill\.alpha: .*less than or equal to 1 \(found 2\)"),
-        ("finetune.precision=fp16", r"finetune\.precision: Input should be 'fp32' or 'bf16' \(found 'fp16'\)"),
+        (
+            "finetune.precision=fp16",
+            r"finetune\.precision: Input should be 'fp32', 'bf16' or 'bf16_pure' \(found 'fp16'\)",
+        ),
         ("meta.augmentation={kind: light, color: 1}", r"meta\.augmentation\.color: Extra inputs"),
         ("blueprint.teacher_depths=[3,3,3]", r"blueprint: teacher_depths \(3, 3, 3\) add up to 9 blocks, but teacher"),
         ("meta.warmup_epochs=99", r"meta: warmup_epochs 99\.0 is more than epochs 16\.0"),

@@ -170,9 +170,19 @@ class Batches(Dataset[Batch]):
         return self.made(self.read(step))
 
     @property
+    def decodes_anew(self) -> bool:
+        """Whether images are decoded for every batch, not once for all of them."""
+        return not self._keeps_pixels
+
+    @property
     def decodes(self) -> int:
         """Images that this process has decoded for it."""
         return self._pixels.decodes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What has been done so far, for who counts it."""
+        return {"decodes": self.decodes}
 
     def cycled(self, step: int) -> int:
         """The first step that has the same batch."""

@@ -88,6 +88,11 @@ class SharedBatches:
         """Images that this process has decoded."""
         return self._batches.decodes
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What has been done so far, for who counts it."""
+        return {"decodes": self.decodes, "own_batches": self.own}
+
     def loader(self, start: int, stop: int, *, num_workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
         """The batches of the steps `start` to `stop` (exclusive), in order.
 

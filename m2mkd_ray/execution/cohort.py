@@ -38,3 +38,16 @@ class Left:
 
 Together = Callable[[Sequence[Member]], Iterator[Left]]
 """Runs members together and tells of each once, as it ends. What it raises itself ends all that have not left."""
+
+
+def alone(together: Together, config: Any, context: "StageContext") -> Metrics:
+    """Run one stage as a cohort of its own: what a stage that can run together does when it does not.
+
+    Raises:
+        Exception: what the stage failed by.
+    """
+    (left,) = together([Member(config, context)])
+    if left.error is not None:
+        raise left.error
+    assert left.metrics is not None
+    return left.metrics

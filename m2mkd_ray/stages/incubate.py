@@ -12,7 +12,7 @@ devices. Neither changes what comes out (several devices: but for rounding).
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from m2mkd_ray.execution.cohort import Left, Member
+from m2mkd_ray.execution.cohort import Left, Member, alone
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import splice
@@ -37,11 +37,7 @@ def run(config: IncubateConfig, context: StageContext) -> Metrics:
     placement = cast(IncubatePlacement, context.placement)
     if placement.group is not None:
         _train_on_ranks(config, placement.group, context)  # what is left to do here: write down what they leave
-    (left,) = together([Member(config, context)])
-    if left.error is not None:
-        raise left.error
-    assert left.metrics is not None
-    return left.metrics
+    return alone(together, config, context)
 
 
 def together(members: Sequence[Member]) -> Iterator[Left]:
@@ -77,7 +73,7 @@ def _finished(member: Member, one: Trainee, trained: dict[str, Any], frozen: Fro
     save_weights(one.objective.trainable, member.context.out / MODULE)
     if config.distill.alpha == 0:
         return trained
-    device = device_of(one.objective)
+    device = device_of(one.validated)
     hybrid = splice(frozen.meta, config.index, frozen.hybrid(config.index, member.context).teacher)
     validate = validator(hybrid.to(device), config.training, one.placement, device)
     return {**trained, "teacher_hybrid_top1": validate()["val_top1"]}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import nn
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data.logits import Logits
@@ -22,7 +22,6 @@ from m2mkd_ray.models import create_vit, drop_path_rates, family, set_drop_path,
 from m2mkd_ray.models.compute import pair_flops
 from m2mkd_ray.stages.group import Group, tell_errors
 from m2mkd_ray.stages.parts import (
-    LOGITS,
     Trainee,
     Training,
     feed_of,
@@ -34,6 +33,9 @@ from m2mkd_ray.training import Kind, ModuleDistillation, Prefix, Reduction, Teac
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
+
+
+LOGITS = "logits.parquet"
 
 
 class DistillConfig(BaseModel, frozen=True, extra="forbid"):
@@ -109,10 +111,10 @@ class Frozen:
         return self.hybrids[index]
 
 
-def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen) -> Trainee:
+def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen, rank: int = 0, world: int = 1) -> Trainee:
     """A module, ready to be trained in this process."""
     index, has_teacher = config.index, config.distill.alpha > 0
-    cached = cached_logits(config, context) if has_teacher else None
+    cached = cached_logits(config, context, rank, world) if has_teacher else None
     hybrid = frozen.hybrid(index, context) if has_teacher else None
     student = fresh_module(config)
     return Trainee(
@@ -127,12 +129,12 @@ def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen) -> Tr
     )
 
 
-def cached_logits(config: IncubateConfig, context: StageContext) -> Callable[[int], Tensor] | None:
-    """The teacher hybrid's logits of a step's batch, from the artifact `logits`; None without one."""
+def cached_logits(config: IncubateConfig, context: StageContext, rank: int, world: int) -> Logits | None:
+    """The teacher hybrid's logits of this rank's batches, from the artifact `logits`; None without one."""
     if "logits" not in context.inputs:
         return None
-    logits = Logits(context.inputs["logits"] / LOGITS, feed=config.training.feed)
-    return logits.step
+    teacher = context.input_manifests["split"]["key"]
+    return Logits(context.inputs["logits"] / LOGITS, config.training.feed, teacher=teacher, rank=rank, world=world)
 
 
 def fresh_module(config: IncubateConfig) -> nn.Module:
@@ -180,5 +182,5 @@ def _train_rank(job: PairJob) -> None:
         torch.cuda.set_device(ray.train.torch.get_device())
     of_train = ray.train.get_context()
     rank, world = of_train.get_world_rank(), of_train.get_world_size()
-    one = trainee(job.config, context, Frozen(job.config.blueprint, context))
-    train_rank(one, feed_of(job.config.training, context, rank, world))
+    one = trainee(job.config, context, Frozen(job.config.blueprint, context), rank, world)
+    train_rank(one, feed_of(job.config.training.feed, context, rank, world))

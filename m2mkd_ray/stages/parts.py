@@ -28,7 +28,6 @@ from m2mkd_ray.training.objective import Objective
 from m2mkd_ray.training.saving import Saver
 
 MODULE = "module.safetensors"
-LOGITS = "logits.parquet"
 HISTORY = "history.json"
 
 
@@ -124,7 +123,7 @@ class Trainee:
     """The model whose top-1 is followed: the whole one, or the hybrid."""
     flops_per_image: float | None = None
     """Floating-point operations of a training step, for what is counted; None: not known."""
-    teacher_logits: Callable[[int], Tensor] | None = None
+    teacher_logits: Callable[[int], Tensor | None] | None = None
     """The teacher's logits (B, K) of a step's batch, if they are at hand."""
 
     @property
@@ -133,15 +132,15 @@ class Trainee:
         return cast(TrainPlacement, self.context.placement)
 
 
-def feed_of(training: Training, context: StageContext, rank: int = 0, world: int = 1) -> Batches | SharedBatches:
+def feed_of(config: FeedConfig, context: StageContext, rank: int = 0, world: int = 1) -> Batches | SharedBatches:
     """A rank's batches: made once a node for all that train on the same ones, where there may be several."""
     placement = cast(TrainPlacement, context.placement)
-    folder = find(training.feed.dataset, placement.data_root)
-    batches = Batches(training.feed, folder, rank, world)
+    folder = find(config.dataset, placement.data_root)
+    batches = Batches(config, folder, rank, world)
     wants = batches.decodes_anew if placement.share_feed is None else placement.share_feed
     if not (wants and context.is_shared):
         return batches
-    return SharedBatches(training.feed, folder, context.stream, rank, world)
+    return SharedBatches(config, folder, context.stream, rank, world)
 
 
 def train_here(
@@ -162,7 +161,7 @@ def train_together(trainees: Sequence[Trainee]) -> Iterator[tuple[int, dict[str,
     if not trainees:
         return
     first = trainees[0]
-    feed = feed_of(first.training, first.context)
+    feed = feed_of(first.training.feed, first.context)
     members = [member_of(one) for one in trainees]
     for ended in fit_together(feed, members, first.placement):
         one = trainees[ended.place]
@@ -216,16 +215,28 @@ def final_top1(history: Sequence[Point], validate: Callable[[], Mapping[str, flo
     return history[-1]["val_top1"] if "val_top1" in history[-1] else validate()["val_top1"]
 
 
+SUMMED = (
+    "train_s", "prefix_s", "teacher_s", "student_s", "suffix_s",
+    "teacher_calls", "cache_hits", "decodes", "own_batches", "flops",
+)  # fmt: skip
+"""Counters of a history that add up (`m2mkd_ray.training.counters`)."""
+
+
 def training_metrics(history: Sequence[Point], trained: nn.Module) -> dict[str, Any]:
-    """What the table of stages shows of a training: steps, median speed, loss at the end, first step's time."""
-    losses = [point for point in history if "loss" in point]
-    speeds = sorted(point["images_per_s"] for point in losses)
+    """What the tables of stages and counters show of a training: steps, median speed, loss at the end, what it took."""
+    points = [point for point in history if "loss" in point]
+    speeds = sorted(point["images_per_s"] for point in points)
+    summed = {name: sum(point.get(name, 0.0) for point in points) for name in SUMMED}
+    mfu = [(point["mfu"], point["train_s"]) for point in points if "mfu" in point]
     return {
-        "steps": int(losses[-1]["step"]),
-        "loss": losses[-1]["loss"],
+        "steps": int(points[-1]["step"]),
+        "loss": points[-1]["loss"],
         "images_per_s": speeds[len(speeds) // 2],
-        "data_wait": sum(point["data_wait"] for point in losses) / len(losses),
+        "data_wait": sum(point["data_wait"] for point in points) / len(points),
         "first_step_at": history[0].get("first_step_at"),
         "num_parameters": num_parameters(trained),
-        **({"teacher_share": losses[-1]["teacher_share"]} if "teacher_share" in losses[-1] else {}),
+        **({"teacher_share": points[-1]["teacher_share"]} if "teacher_share" in points[-1] else {}),
+        **{name: value for name, value in summed.items() if any(name in point for point in points)},
+        **({"mfu": sum(share * s for share, s in mfu) / sum(s for _, s in mfu)} if mfu else {}),
+        "peak_memory_gb": max(point.get("peak_memory_gb", 0.0) for point in points),
     }

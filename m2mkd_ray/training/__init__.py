@@ -6,6 +6,7 @@ from m2mkd_ray.training.fit import Ended, fit, fit_together
 from m2mkd_ray.training.frozen import Prefix, TeacherHybrid
 from m2mkd_ray.training.objective import Classification, Kind, ModuleDistillation, Reduction
 from m2mkd_ray.training.optim import TrainConfig
+from m2mkd_ray.training.precision import Precision
 from m2mkd_ray.training.seams import Point
 from m2mkd_ray.training.seed import derive, seeded
 from m2mkd_ray.training.torch_engine import TorchEngine
@@ -20,6 +21,7 @@ __all__ = [
     "Member",
     "ModuleDistillation",
     "Point",
+    "Precision",
     "Prefix",
     "Reduction",
     "TeacherHybrid",

@@ -5,15 +5,15 @@ Nothing here waits for a device between two points of the history, and nothing c
 In a point of the history, since the point before:
 
     images_per_s   images of the global batch a second, validation and checkpoints left out
-    data_wait      share of that time spent waiting for batches
-    prefix_s       seconds an image in the meta modules before the module that learns (of all members that share it)
-    teacher_s      seconds an image in the teacher's hybrid (likewise)
-    student_s      seconds an image in what learns, forward and backward
-    suffix_s       seconds an image in the meta modules after it and the loss, forward and backward
-    teacher_calls  forward passes of the teacher's hybrid; prefix_calls: of the meta modules before
-    cache_hits     micro-batches whose teacher logits were given
-    decodes        images that the feed decoded, where it counts them
-    flops          of a training step, an image, where they are known; mfu: the share of the device's peak
+    train_s        that time, in seconds; data_wait: the share of it spent waiting for batches
+    prefix_s       seconds in the meta modules before the module that learns, run for all members that share them
+    teacher_s      seconds in the teacher's hybrid (likewise)
+    student_s      seconds in what learns, forward and backward, and in moving its weights
+    suffix_s       seconds in the meta modules after it and the loss, forward and backward
+    teacher_calls  images that went through the teacher's hybrid; prefix_calls: through a meta module before
+    cache_hits     images whose teacher logits were given
+    decodes        images that this process decoded; own_batches: batches that it made though it shares them with others
+    flops          floating-point operations of the training, where they are known; mfu: the share of the device's peak
     peak_memory_gb the most memory that was in use since the process began, in 10^9 bytes
 """
 
@@ -104,9 +104,9 @@ class Meter:
     since: float = field(default_factory=time.perf_counter)
 
     def rates(self) -> dict[str, float]:
-        """Images a second and the share of the time spent waiting for data."""
+        """Images a second, the share of the time spent waiting for data, and that time in seconds."""
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        return {"images_per_s": self.images / seconds, "data_wait": self.data_s / seconds}
+        return {"images_per_s": self.images / seconds, "data_wait": self.data_s / seconds, "train_s": seconds}
 
     def pause(self, seconds: float) -> None:
         """Leave out seconds in which nothing was trained."""
@@ -114,14 +114,19 @@ class Meter:
 
 
 def cost_of_flops(
-    flops_per_image: float | None, images_per_s: float, device: torch.device, precision: str, world: int
+    flops_per_image: float | None,
+    images: int,
+    images_per_s: float,
+    device: torch.device,
+    precision: str,
+    world: int,
 ) -> dict[str, float]:
-    """`flops`, and `mfu` where the device's peak is known, of `world` devices of a kind."""
+    """`flops` of so many images, and `mfu` where the device's peak is known, of `world` devices of a kind."""
     if flops_per_image is None:
         return {}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, precision)
-    return {"flops": flops_per_image} | (
+    return {"flops": flops_per_image * images} | (
         {} if peak is None else {"mfu": flops_per_image * images_per_s / (peak * world)}
     )
 

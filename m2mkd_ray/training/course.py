@@ -180,22 +180,22 @@ class Course:
     def _shared_counts(self) -> Mapping[str, float]:
         """What has been counted by those that count for all: frozen modules, and the feed."""
         counts = {f"{name}_calls": float(n) for part in self.engine.objective.frozen for name, n in part.calls.items()}
-        decodes = getattr(self.feed, "decodes", None)
-        return counts if decodes is None else counts | {"decodes": float(decodes)}
+        return counts | {name: float(count) for name, count in getattr(self.feed, "counts", {}).items()}
 
     def _counters(self) -> Point:
-        images, counted = max(1, self.meter.images), self._shared_counts()
+        counted = self._shared_counts()
         seconds, counts = self.engine.objective.stopwatch.take()
         rates = self.meter.rates()
         fresh = {name: number - self._counted.get(name, 0.0) for name, number in counted.items()}
         self._counted = counted
         return {
             **rates,
-            **{f"{part}_s": value / images for part, value in seconds.items()},
+            **{f"{part}_s": value for part, value in seconds.items()},
             **fresh,
             **{name: float(number) for name, number in counts.items()},
             **cost_of_flops(
                 self.member.flops_per_image,
+                self.meter.images,
                 rates["images_per_s"],
                 self.engine.device,
                 self.config.precision,

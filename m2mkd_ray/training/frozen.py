@@ -24,6 +24,7 @@ class Frozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
+        """Images that went through: a meta module before the pair, the teacher's hybrid."""
         self.precision: Precision = "fp32"
         self._was_run = False
 
@@ -85,7 +86,7 @@ class Prefix(Frozen):
                 results.append(images.bfloat16() if self.precision == "bf16_pure" else images)
             for module in self.meta[len(results) - 1 : index]:
                 results.append(module(results[-1]))
-                self.calls["prefix"] += 1
+                self.calls["prefix"] += len(images)
         return results[index]
 
     def after(self, index: int) -> nn.Sequential:
@@ -110,5 +111,5 @@ class TeacherHybrid(Frozen):
             with torch.inference_mode():
                 logits = self.after(self.teacher(tokens))
             results.append(logits.clone())  # outside of inference mode: a tensor like any other
-            self.calls["teacher"] += 1
+            self.calls["teacher"] += len(images)
         return results[0]

@@ -11,16 +11,21 @@ Point = dict[str, float]
 
 
 class Batch(Protocol):
-    """This rank's part of a batch: images (B, 3, H, W) and soft targets (B, K)."""
+    """This rank's part of a batch."""
 
-    images: Tensor
-    targets: Tensor
+    @property
+    def images(self) -> Tensor:
+        """(B, 3, H, W)."""
+
+    @property
+    def targets(self) -> Tensor:
+        """(B, K), each row adds up to 1."""
 
 
 class Feed(Protocol):
     """The batches of a training, as a function of the step.
 
-    One that counts how many images it decoded has `decodes`, which goes into the history.
+    One that counts what it does has `counts`, numbers by name that only grow; they go into the history.
     """
 
     @property

@@ -40,7 +40,7 @@ VIT = Vit(
 CONFIG = TrainConfig(epochs=1, lr=1e-2, drop_path=0.4, clip_norm=1.0, validate_every_epochs=0.5)
 NEVER = TrainPlacement(checkpoint_every_s=1e9)
 EVERY_STEP = TrainPlacement(checkpoint_every_s=0, log_every_steps=1)
-MEASURED = {"images_per_s", "data_wait", "first_step_at", "peak_memory_gb", "prefix_calls", "teacher_calls"}
+MEASURED = {"images_per_s", "data_wait", "train_s", "first_step_at", "peak_memory_gb", "prefix_calls", "teacher_calls"}
 MEASURED |= {f"{part}_s" for part in ("prefix", "teacher", "student", "suffix")}
 
 
