@@ -1,15 +1,17 @@
 """`m2mkd plan`: what a run would do, without doing any of it."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from m2mkd_ray.commands.output import Column, print_json, print_table, resources
-from m2mkd_ray.commands.session import AsJson, RecipeName, Settings, StoreRoot, planned, session
+from m2mkd_ray.commands.session import AsJson, PlacementName, RecipeName, Settings, StoreRoot, planned, session
+from m2mkd_ray.errors import UsageError
 
 if TYPE_CHECKING:
-    from m2mkd_ray.execution import Stage
+    from m2mkd_ray.execution import Stage, Store
     from m2mkd_ray.execution.status import StageStatus
     from m2mkd_ray.recipe import Recipe
 
@@ -42,14 +44,27 @@ def plan(
     recipe: RecipeName,
     settings: Settings = None,
     store: StoreRoot = "runs",
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Show seats on these nodes: a YAML file, local, or a Ray's address (auto, host:port)."),
+    ] = None,
+    placement: PlacementName = "auto",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the seats, a row a device; with --cluster.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the stages of a recipe, how far each is, and what the models cost. Runs nothing."""
+    """Show the stages of a recipe, how far each is, what the models cost, and who would run where. Runs nothing."""
     from m2mkd_ray import preflight
     from m2mkd_ray.execution import plan_status
 
     chosen = session(context).choose(recipe, settings)
     stages = planned(chosen)
+    if cluster is not None:
+        _plan_seats(chosen, stages, cluster, placement, plot, session(context).open_store(store), as_json)
+        return
+    if plot is not None:
+        raise UsageError("--plot draws seats on nodes: say which with --cluster.")
     problems = preflight.problems(chosen)
     opened = session(context).open_store(store)
     states = {status.address: status for status in plan_status(stages, opened)}
@@ -72,6 +87,31 @@ def plan(
     _print_models(models, pairs)
     if problems:
         typer.echo("This plan cannot run here yet:\n" + "\n".join(f"- {text}" for text in problems), err=True)
+
+
+def _plan_seats(
+    recipe: "Recipe",
+    stages: "list[Stage]",
+    cluster: str,
+    placement: str,
+    plot: Path | None,
+    store: "Store",
+    as_json: bool,
+) -> None:
+    """Print, and draw if asked to, the seats of the stages that train a module."""
+    from m2mkd_ray.commands.clusters import cluster_nodes
+    from m2mkd_ray.commands.seats import draw, expect, print_expected
+
+    nodes = cluster_nodes(cluster)
+    expected, visits = expect(recipe, stages, nodes, placement, store)
+    if plot is not None:
+        draw(visits, nodes, expected, plot)
+    if as_json:
+        print_json({"recipe": recipe.name, "nodes": [node.name for node in nodes], **expected.as_json()})
+        return
+    print_expected(expected)
+    if plot is not None:
+        typer.echo(f"Chart: {plot}")
 
 
 def stage_row(stage: "Stage", status: "StageStatus", recipe: "Recipe") -> dict[str, Any]:

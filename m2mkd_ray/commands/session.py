@@ -26,6 +26,14 @@ Settings = Annotated[
     typer.Option("--set", metavar="a.b=value", help="Change a setting of the recipe; may be repeated."),
 ]
 StoreRoot = Annotated[str, typer.Option("--store", help="Folder or URI (s3://, gs://) of the store.")]
+PlacementName = Annotated[
+    str,
+    typer.Option(
+        "--placement",
+        metavar="auto|given|alone|cohort|FILE.yaml",
+        help="Who shares a device with whom; a file has seats by stage name.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Log more; -vv everything.")

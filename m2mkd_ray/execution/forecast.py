@@ -5,14 +5,14 @@ shown beforehand is what will be done, if costs are as expected and nothing fail
 """
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from m2mkd_ray.errors import PlanError
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.fleet import held_by, node_id
 from m2mkd_ray.execution.placement import Occupied, Placer, Seat, View
-from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.stage import Stage, in_order
 
 Duration = Callable[[Seat, Node], float]
 """Seconds that a seat takes on a node."""
@@ -50,7 +50,7 @@ def forecast(
     """Run stages in counted time.
 
     Args:
-        stages: what is to run; of what they read, only stages among these are waited for.
+        stages: what is to run; of what they read, however far back, only stages among these are waited for.
         placer: decides; seats without a node go, in their order, to the first node with room, as Ray packs.
         nodes: where.
         duration: seconds of a seat on a node.
@@ -60,6 +60,11 @@ def forecast(
         PlanError: stages are left that the placer gives no seat, though nothing is at work any more.
     """
     return _Clock(stages, placer, nodes, duration, dict(seconds or {})).run()
+
+
+def ancestors(stage: Stage, among: Collection[str]) -> list[str]:
+    """Addresses of what a stage reads, and of what these read, as far as they are among those given."""
+    return [read.address for read in in_order([stage])[:-1] if read.address in among]
 
 
 class _Clock:
@@ -77,7 +82,7 @@ class _Clock:
         self._nodes = {node_id(node): node for node in nodes}
         self._free = {node_id(node): dict(node.resources) for node in nodes}
         self._waiting = {stage.address: stage for stage in stages}
-        self._known = set(self._waiting)
+        self._reads = {stage.address: set(ancestors(stage, self._waiting)) for stage in stages}
         self._done: set[str] = set()
         self._at_work: list[tuple[float, int, Visit]] = []
         self._now = 0.0
@@ -105,8 +110,7 @@ class _Clock:
                 self._begin(seat, node)
 
     def _is_ready(self, stage: Stage) -> bool:
-        reads = {read.address for read in stage.reads.values()} & self._known
-        return reads <= self._done
+        return self._reads[stage.address] <= self._done
 
     def _node_for(self, seat: Seat) -> Node | None:
         names = list(self._nodes) if seat.node is None else [seat.node]

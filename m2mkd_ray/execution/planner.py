@@ -52,7 +52,7 @@ class Planner:
     """Seats by schedule.
 
     Args:
-        works: measured or expected costs of stages, by name; of others, what they took before counts
+        works: measured or expected costs of stages, by address or name; of others, what they took before counts
             (`View.seconds`), else their FLOPs, else as long as the others on average.
         policy: which forms are considered, see `schedule`.
         speeds: speed of types of device relative to the one on which `View.seconds` were taken; others are
@@ -109,8 +109,8 @@ class Planner:
 
     def _cost(self, stage: Stage, types: Counter[str], seconds: Mapping[str, float]) -> Work | None:
         """What is known of a stage's cost; None if nothing is."""
-        if stage.name in self._works:
-            return self._works[stage.name]
+        if (known := self._works.get(stage.address, self._works.get(stage.name))) is not None:
+            return known
         if stage.name in seconds:
             before = seconds[stage.name]
             return Work(stage.name, {name: before / self._relative(name, types) for name in types} | {ANY: before})

@@ -1,0 +1,259 @@
+"""What commands know of places: costs of stages, and who decides about seats (`--placement`)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from m2mkd_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    from m2mkd_ray.execution import Stage, Store
+    from m2mkd_ray.execution.feasibility import Node
+    from m2mkd_ray.execution.placement import Placer
+    from m2mkd_ray.execution.works import Work
+    from m2mkd_ray.recipe import Recipe
+    from m2mkd_ray.stages.incubate import IncubateConfig
+    from m2mkd_ray.stages.profile import Profile
+
+POLICIES = {
+    "auto": "cohorts, fractions and several devices where they pay, longest first",
+    "given": "as the recipe's placement says",
+    "alone": "every stage on a device of its own, longest first",
+    "cohort": "as many stages together as fit a device",
+}
+"""What `--placement` takes, besides a file."""
+UNKNOWN_ROWS = 1_281_167
+"""Images an epoch of a data set that is not imported: ImageNet-1k's."""
+
+
+class SeatByHand(BaseModel, frozen=True, extra="forbid"):
+    """A stage's seat as a placement file says it."""
+
+    devices: int | None = Field(None, ge=1)
+    """Data parallel over so many."""
+    cohort: str = ""
+    """Together with all stages that say the same name."""
+    gpus: float | None = Field(None, gt=0, le=1)
+    """A share of a GPU."""
+    node_type: str = ""
+    """Only on nodes or GPUs of this type."""
+
+
+def placer(
+    name: str,
+    stages: "Sequence[Stage]",
+    works: "Mapping[str, Work]",
+    *,
+    nodes: "Sequence[Node]" = (),
+    grows: bool = False,
+) -> "Placer":
+    """Who decides about seats.
+
+    Args:
+        name: one of `POLICIES`, or a YAML file of seats by stage name.
+        stages: the plan, to check the file with.
+        works: costs of stages, by address (`works_of`).
+        nodes: what is there, to check node types with; empty: not known.
+        grows: whether an autoscaler may add nodes.
+
+    Raises:
+        UsageError: there is no such policy, or the file does not fit the plan; lists all problems.
+    """
+    from m2mkd_ray.execution.given import AsGiven
+    from m2mkd_ray.execution.planner import Planner
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Planner(works, grows=grows, by_hand=read_seats(Path(name), stages, nodes))
+    match name:
+        case "given":
+            return AsGiven()
+        case "auto" | "alone" | "cohort":
+            return Planner(works, policy=name, grows=grows)
+    raise UsageError(f"There is no placement {name!r}. Known: {', '.join(POLICIES)}, or a file that ends in .yaml.")
+
+
+def read_seats(file: Path, stages: "Sequence[Stage]", nodes: "Sequence[Node]" = ()) -> Mapping[str, Any]:
+    """Seats by stage name, checked against the plan, as the planner takes them (`planner.ByHand`).
+
+    Raises:
+        UsageError: the file is missing or no YAML, or does not fit; lists all problems.
+    """
+    from m2mkd_ray.execution.planner import ByHand
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the placement file {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"The placement file {file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"The placement file {file} holds {content!r}, expected seats by stage name.")
+    seats, problems = {}, []
+    for name, value in content.items():
+        try:
+            seats[str(name)] = SeatByHand.model_validate(value or {})
+        except ValidationError as error:
+            problems += [
+                f"{name}.{'.'.join(str(part) for part in each['loc'])}: {each['msg']} (found {each['input']!r})"
+                for each in error.errors()
+            ]
+    problems += _misfits(seats, {stage.name: stage for stage in stages}, nodes)
+    if problems:
+        raise UsageError(
+            f"The placement file {file} does not fit the plan:\n" + "\n".join(f"  - {text}" for text in problems)
+        )
+    return {name: ByHand(**seat.model_dump()) for name, seat in seats.items()}
+
+
+def _misfits(seats: Mapping[str, SeatByHand], stages: "Mapping[str, Stage]", nodes: "Sequence[Node]") -> list[str]:
+    known = {name: seat for name, seat in seats.items() if name in stages}
+    problems = [f"the plan has no stage {name!r}; it has {', '.join(stages)}" for name in seats if name not in stages]
+    for name, seat in known.items():
+        problems += _misfits_of(name, seat, stages[name], nodes)
+    for cohort in sorted({seat.cohort for seat in known.values() if seat.cohort}):
+        members = [name for name, seat in known.items() if seat.cohort == cohort]
+        mates = {stages[name].mates for name in members}
+        if len(members) > 1 and (len(mates) > 1 or "" in mates or any(stages[n].together is None for n in members)):
+            problems.append(f"{', '.join(members)} are no mates, so they cannot be the cohort {cohort!r}")
+    return problems
+
+
+def _misfits_of(name: str, seat: SeatByHand, stage: "Stage", nodes: "Sequence[Node]") -> list[str]:
+    from m2mkd_ray.execution.devices import device_type, same_type
+
+    problems = []
+    allowed = sorted({1, *stage.spread})
+    if seat.devices is not None and seat.devices not in allowed:
+        problems.append(
+            f"{name} cannot run on {seat.devices} devices, but on {' or '.join(map(str, allowed))}"
+            + ("" if stage.spread else " only; its lanes or its kind do not let it be shared")
+        )
+    if sum((bool(seat.cohort), (seat.devices or 1) > 1, seat.gpus is not None)) > 1:
+        problems.append(f"{name} has more than one of devices, cohort and gpus; choose one")
+    if seat.gpus is not None and not stage.resources.gpus:
+        problems.append(f"{name} uses no GPU, so it cannot have {seat.gpus:g} of one")
+    types = dict.fromkeys(device_type(node) for node in nodes)
+    if seat.node_type and types and not any(same_type(seat.node_type, each) for each in types):
+        problems.append(f"{name} is to be on {seat.node_type}, but the nodes are of {', '.join(types)}")
+    return problems
+
+
+# Costs
+
+
+def works_of(
+    stages: "Sequence[Stage]", recipe: "Recipe", types: Sequence[str], store: "Store | None" = None
+) -> "dict[str, Work]":
+    """Costs of the stages that train a module, by address: measured where a profile is complete, else by FLOPs.
+
+    Args:
+        stages: the plan; others than pairs and incubations are left out.
+        recipe: says where data lie.
+        types: types of device to know the costs on.
+        store: where profiles are; None: FLOPs alone.
+    """
+    from m2mkd_ray.stages.incubate import IncubateConfig
+
+    profiles: dict[str, Profile | None] = {}
+
+    def measured(stage: "Stage", type_name: str) -> "Profile | None":
+        wanted = profiling(stage, type_name)
+        if wanted.address not in profiles:
+            profiles[wanted.address] = _read_profile(wanted, store)
+        return profiles[wanted.address]
+
+    return {
+        stage.address: _work(stage, recipe, {name: measured(stage, name) for name in types})
+        for stage in stages
+        if isinstance(stage.config, IncubateConfig)
+    }
+
+
+def profiling(stage: "Stage", type_name: str) -> "Stage":
+    """The stage that measures what a module's training and its siblings cost on a type of device."""
+    from m2mkd_ray.execution import Stage
+    from m2mkd_ray.stages import profile
+    from m2mkd_ray.training import TrainPlacement
+
+    of: IncubateConfig = stage.config  # type: ignore[assignment]  # only stages that train a module come here
+    assert isinstance(stage.placement, TrainPlacement)
+    config = profile.ProfileConfig(
+        blueprint=of.blueprint,
+        module=of.module,
+        with_teacher=of.distill.alpha > 0,
+        train=of.training.train,
+        feed=of.training.feed,
+        micro_batch=stage.placement.micro_batch,
+        device=type_name,
+    )
+    needs = {"data": stage.needs["data"]} if "data" in stage.needs else {}
+    name = "profile-" + type_name.replace(" ", "-")
+    return Stage(name, profile.run, config, needs, stage.resources, stage.placement, of=stage.of)
+
+
+def _read_profile(stage: "Stage", store: "Store | None") -> "Profile | None":
+    from m2mkd_ray.stages.profile import PROFILE, Profile
+
+    if store is None or store.status(stage.address).state != "complete":
+        return None
+    return Profile.model_validate_json((store.open(stage.address) / PROFILE).read_text())
+
+
+def _work(stage: "Stage", recipe: "Recipe", profiles: "Mapping[str, Profile | None]") -> "Work":
+    from m2mkd_ray.execution.planner import expected_s
+    from m2mkd_ray.execution.works import Work
+    from m2mkd_ray.training import TrainPlacement
+
+    config: IncubateConfig = stage.config  # type: ignore[assignment]  # as above
+    assert isinstance(stage.placement, TrainPlacement)
+    num_images = images_of(stage, recipe)
+    flops, prefix = module_flops(config)
+    seconds, shared, memory, occupancy = {}, [], {}, []
+    for name, profile in profiles.items():
+        if profile is None:
+            seconds[name] = expected_s(flops * num_images, name)
+            shared.append(prefix / flops)
+            continue
+        pair = profile.pairs[config.index]
+        each = step_s(pair.seconds, profile.decode, stage.placement.data_workers)
+        seconds[name] = each * num_images
+        shared.append(min(1.0, max(0.0, (each - (pair.seconds - pair.prefix)) / each)))
+        occupancy.append(pair.occupancy)
+        if profile.name != "cpu":
+            memory[name] = pair.memory_gb
+    # One share for all types: the least, so that no cohort is thought cheaper than it is.
+    return Work(
+        stage.address, seconds, memory, shared=min(shared, default=0.0), occupancy=max(occupancy, default=1.0)
+    )  # fmt: skip
+
+
+def step_s(compute: float, decode: float, workers: int) -> float:
+    """Seconds an image: decoding comes on top in the same process, and goes on beside it in loader workers."""
+    return compute + decode if workers == 0 else max(compute, decode / workers)
+
+
+def module_flops(config: "IncubateConfig") -> tuple[float, float]:
+    """FLOPs of a training step of a module, per image: of all, and of the prefix that a cohort shares."""
+    from m2mkd_ray.models.compute import BACKWARD, pair_cost, vit_block_macs
+
+    pair = config.blueprint.pairs[config.index]
+    cost = pair_cost(config.blueprint, pair, with_teacher=config.distill.alpha > 0)
+    trained = cost.student
+    if config.module == "teacher":
+        trained = vit_block_macs(config.blueprint.teacher) * config.blueprint.teacher_depths[config.index]
+        trained *= 1 + BACKWARD
+    return 2 * (cost.before + cost.teacher + trained + cost.after), 2 * cost.before
+
+
+def images_of(stage: "Stage", recipe: "Recipe") -> float:
+    """Images that a stage's training sees; of a data set that is not imported, as if it were ImageNet-1k."""
+    from m2mkd_ray.commands.plan import training_of
+
+    training = training_of(stage, recipe)
+    assert training is not None
+    if training["steps"] is not None:
+        return training["steps"] * training["batch_size"]
+    return training["epochs"] * (stage.config.training.feed.max_rows or UNKNOWN_ROWS)  # type: ignore[attr-defined]  # a training

@@ -1,0 +1,281 @@
+"""`m2mkd plan --cluster`: who would run where and when, and how good that is."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from m2mkd_ray.commands.output import Column, print_table
+from m2mkd_ray.commands.placing import placer, works_of
+from m2mkd_ray.errors import PlanError, UsageError
+
+if TYPE_CHECKING:
+    from m2mkd_ray.execution import Stage, Store
+    from m2mkd_ray.execution.feasibility import Node
+    from m2mkd_ray.execution.forecast import Visit
+    from m2mkd_ray.execution.works import Device, Work
+    from m2mkd_ray.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class SeatRow:
+    """A stage's place and time."""
+
+    stage: str
+    recipe: str
+    address: str
+    node: str
+    type: str
+    seat: str
+    """What it gets, in words."""
+    starts_s: float
+    ends_s: float
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Seats of the stages that train a module, and what they come to."""
+
+    placement: str
+    seats: list[SeatRow]
+    makespan_s: float
+    device: str
+    """What is counted: GPU, or CPU core."""
+    devices: float
+    """How many of them there are."""
+    utilisation: float
+    device_hours: float
+    lower_bound_s: float
+    over_bound: float
+    """Makespan / lower bound."""
+    measured: int
+    """Stages whose costs were measured by a profile; of the others they are FLOPs at the peak of the type."""
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def expect(
+    recipe: "Recipe",
+    stages: "Sequence[Stage]",
+    nodes: "Sequence[Node]",
+    placement: str,
+    store: "Store | None" = None,
+) -> "tuple[Expected, list[Visit]]":
+    """What a placement comes to on nodes, for the stages that train a module and are not complete.
+
+    Raises:
+        UsageError: there is no such placement, or nothing to place.
+        PlanError: stages that no node can take, with the resource that each lacks.
+    """
+    from m2mkd_ray.execution.devices import device_type
+    from m2mkd_ray.execution.forecast import forecast
+    from m2mkd_ray.execution.placement import View
+    from m2mkd_ray.execution.planner import Planner
+    from m2mkd_ray.execution.schedule import SPOT_LOSS
+
+    types = list(dict.fromkeys(device_type(node) for node in nodes))
+    works = works_of(stages, recipe, types, store)
+    todo = [stage for stage in stages if stage.address in works and not _is_complete(stage, store)]
+    if not todo:
+        raise UsageError("Nothing is left to place: no stage that trains a module, or all of them are complete.")
+    decides = placer(placement, stages, works, nodes=nodes)
+    costs = decides if isinstance(decides, Planner) else Planner(works)
+    forms = costs.works(todo, nodes, {})
+    _refuse(todo, nodes, forms)
+    view = View(nodes)
+
+    def duration(seat: Any, node: "Node") -> float:
+        from m2mkd_ray.execution.devices import is_spot
+
+        seconds = costs.expected_s(seat, device_type(node), view)
+        return seconds * (1 + SPOT_LOSS) if is_spot(node) else seconds
+
+    visits = forecast(todo, decides, nodes, duration)
+    return _summed(placement, visits, nodes, _bound(todo, nodes, forms), _num_measured(todo, types, store)), visits
+
+
+def _is_complete(stage: "Stage", store: "Store | None") -> bool:
+    return store is not None and store.status(stage.address).state == "complete"
+
+
+def _num_measured(stages: "Sequence[Stage]", types: Sequence[str], store: "Store | None") -> int:
+    from m2mkd_ray.commands.placing import profiling
+
+    if store is None:
+        return 0
+    return sum(all(_is_complete(profiling(stage, name), store) for name in types) for stage in stages)
+
+
+def _refuse(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "dict[str, Work]") -> None:
+    from m2mkd_ray.execution.bounds import refusals
+    from m2mkd_ray.execution.feasibility import misfits
+
+    problems = misfits(stages, nodes)
+    if not problems:
+        for stage in stages:
+            found = refusals([works[stage.address]], _devices(stage, nodes))
+            problems += [text.replace(stage.address, stage.name) for text in found.values()]
+    if problems:
+        raise PlanError("The nodes cannot hold the plan:\n" + "\n".join(f"- {text}" for text in problems))
+
+
+def _devices(stage: "Stage", nodes: "Sequence[Node]") -> "list[Device]":
+    from m2mkd_ray.execution.fleet import devices_for
+
+    gpus = 1.0 if stage.resources.gpus else 0.0
+    return devices_for(stage.resources.model_copy(update={"gpus": gpus}), nodes, [])
+
+
+def _bound(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "dict[str, Work]") -> float:
+    """No placement ends earlier: the bound of all stages, and that of what comes before a stage and then itself.
+
+    Bounds are taken of the stages of each request apart, as if each had all nodes for itself.
+    """
+    from m2mkd_ray.execution.bounds import fastest_s, lower_bound
+    from m2mkd_ray.execution.forecast import ancestors
+
+    known = {stage.address: stage for stage in stages}
+
+    def of(some: "Sequence[Stage]") -> float:
+        groups: dict[Any, list[Stage]] = {}
+        for stage in some:
+            groups.setdefault(stage.resources, []).append(stage)
+        return max(
+            (lower_bound([works[s.address] for s in group], _devices(group[0], nodes)) for group in groups.values()),
+            default=0.0,
+        )
+
+    last = [
+        of([known[address] for address in ancestors(stage, known)])
+        + fastest_s(works[stage.address], {device.type for device in _devices(stage, nodes)})
+        for stage in stages
+    ]
+    by_depth: dict[tuple[str, ...], list[Stage]] = {}
+    for stage in stages:
+        by_depth.setdefault(tuple(ancestors(stage, known)), []).append(stage)
+    waves = [of([known[address] for address in before]) + of(wave) for before, wave in by_depth.items()]
+    return max([of(stages), *last, *waves])
+
+
+def _summed(
+    placement: str, visits: "Sequence[Visit]", nodes: "Sequence[Node]", bound_s: float, measured: int
+) -> Expected:
+    is_gpu = any(visit.gpus for visit in visits)
+    devices = sum(node.resources.get("GPU" if is_gpu else "CPU", 0.0) for node in nodes)
+    used = sum((visit.gpus if is_gpu else visit.cpus) * (visit.end_s - visit.start_s) for visit in visits)
+    makespan = max(visit.end_s for visit in visits)
+    return Expected(
+        placement=placement,
+        seats=[row for visit in visits for row in _rows(visit)],
+        makespan_s=makespan,
+        device="GPU" if is_gpu else "CPU core",
+        devices=devices,
+        utilisation=used / (makespan * devices),
+        device_hours=used / 3600,
+        lower_bound_s=bound_s,
+        over_bound=makespan / bound_s,
+        measured=measured,
+    )
+
+
+def _rows(visit: "Visit") -> list[SeatRow]:
+    from m2mkd_ray.execution.devices import device_type
+
+    names = [stage.name for stage in visit.seat.stages]
+    rows = []
+    for stage in visit.seat.stages:
+        others = [name for name in names if name != stage.name]
+        with_others = f", cohort with {', '.join(others)}" if others else ""
+        rows.append(
+            SeatRow(
+                stage.name, stage.of, stage.address, visit.node.name, device_type(visit.node),
+                seat_words(visit) + with_others, visit.start_s, visit.end_s,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def seat_words(visit: "Visit") -> str:
+    """What a seat holds: `1 GPU`, `0.5 GPU`, `2 GPUs`, `4 CPUs`."""
+    amount, unit = (visit.gpus, "GPU") if visit.gpus else (visit.cpus, "CPU")
+    return f"{amount:.3g} {unit}{'s' if amount > 1 else ''}"
+
+
+def print_expected(expected: Expected) -> None:
+    """Print the seats and what they come to."""
+    from m2mkd_ray.reporting.units import duration, percent
+
+    columns = [Column("stage"), Column("of"), Column("node"), Column("type"), Column("seat", wraps=True)]
+    print_table(
+        [*columns, Column("starts", True), Column("ends", True)],
+        [
+            (row.stage, row.recipe, row.node, row.type, row.seat, duration(row.starts_s), duration(row.ends_s))
+            for row in expected.seats
+        ],
+    )
+    total, hours = len(expected.seats), f"{expected.device_hours:,.3g} {expected.device}-hours"
+    typer.echo(
+        f"\nPlacement {expected.placement}: {duration(expected.makespan_s)} in all, "
+        f"{percent(expected.utilisation)} of {expected.devices:g} {expected.device}s used, {hours}.\n"
+        f"Lower bound: {duration(expected.lower_bound_s)}; makespan / bound: {expected.over_bound:.3f}.\n"
+        f"Costs of {expected.measured} of {total} stages are measured"
+        + ("." if expected.measured == total else "; the others follow from FLOPs and the peaks of the devices.")
+    )
+
+
+def draw(visits: "Sequence[Visit]", nodes: "Sequence[Node]", expected: Expected, file: Path) -> None:
+    """Write the chart of the seats as a PNG file.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from m2mkd_ray.execution.devices import device_type
+    from m2mkd_ray.reporting.plots.placement import Bar, Lane, placement_png
+
+    is_gpu = expected.device == "GPU"
+    lanes: list[Lane] = []
+    bars: list[Bar] = []
+    for node in nodes:
+        of_node = sorted((v for v in visits if v.node is node), key=lambda visit: visit.start_s)
+        rows: list[list[tuple[float, float, float]]] = []  # of each device: (from share, to share, until)
+        for visit in of_node:
+            amount = visit.gpus if is_gpu else 1.0
+            share = min(1.0, amount)
+            for _ in range(max(1, round(amount))):
+                row, low = _free_row(rows, share, visit.start_s)
+                rows[row].append((low, low + share, visit.end_s))
+                label = " + ".join(stage.name for stage in visit.seat.stages)
+                bars.append(Bar(label, len(lanes) + row, low, share, visit.start_s, visit.end_s, _kind(visit)))
+        count = int(node.resources.get("GPU", 0)) if is_gpu else len(rows)
+        lanes += [Lane(node.name, device_type(node)) for _ in range(max(count, len(rows)))]
+    try:
+        file.write_bytes(placement_png(lanes, bars, expected.lower_bound_s))
+    except OSError as error:
+        raise UsageError(f"Cannot write the chart {file}: {error.strerror}.") from error
+
+
+def _kind(visit: "Visit") -> str:
+    if len(visit.seat.stages) > 1:
+        return "cohort"
+    if visit.devices > 1:
+        return "several devices"
+    return "fraction" if 0 < visit.gpus < 1 else "alone"
+
+
+def _free_row(rows: list[list[tuple[float, float, float]]], share: float, start: float) -> tuple[int, float]:
+    """The first device with so much of it free from `start` on, and where on it that lies; a new one if none has."""
+    for number, row in enumerate(rows):
+        held = sorted((low, high) for low, high, until in row if until > start + 1e-9)
+        low = 0.0
+        for begin, end in held:
+            if begin - low >= share - 1e-3:
+                break
+            low = max(low, end)
+        if low + share <= 1 + 1e-3:
+            return number, low
+    rows.append([])
+    return len(rows) - 1, 0.0

@@ -1,0 +1,238 @@
+"""Stage `profile-<device>`: what a training step of every pair costs on a type of device, measured.
+
+A few steps of each pair with random weights on random images: what a step costs does
+not depend on what was learnt. Prefix, teacher and student are timed apart, because
+a cohort runs the prefix once; reading and decoding are timed by themselves on the
+training's own images, because they may go on beside the device. The planner reads
+`profile.json`; nothing else does, so the stage decides no result.
+
+B = images, L = tokens, D = width
+"""
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from m2mkd_ray.blueprint import Blueprint
+from m2mkd_ray.data import Batches, FeedConfig, find
+from m2mkd_ray.errors import TrainingError
+from m2mkd_ray.execution.context import StageContext
+from m2mkd_ray.execution.devices import known_type, same_type
+from m2mkd_ray.execution.stage import Metrics
+from m2mkd_ray.models import create_vit, family, split
+from m2mkd_ray.training import ModuleDistillation, TrainConfig, TrainPlacement, seeded
+from m2mkd_ray.training.engine import local_device
+from m2mkd_ray.training.optim import adamw
+
+PROFILE = "profile.json"
+
+
+class ProfileConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is measured, and on what."""
+
+    blueprint: Blueprint
+    module: Literal["student", "teacher"] = "student"
+    """Whose modules are trained: those of pairs, or the teacher's own (incubation)."""
+    with_teacher: bool
+    """Whether a step runs the teacher (alpha above 0)."""
+    train: TrainConfig
+    feed: FeedConfig
+    micro_batch: int | None = Field(None, gt=0)
+    """Most images at a time on a device; None: the whole batch."""
+    device: str
+    """Type of device, as the cluster calls it (H100, cpu)."""
+    steps: int = Field(5, gt=0)
+    """Steps that are timed, after one that is not; the median counts."""
+
+    @property
+    def rows(self) -> int:
+        """Images of a step that is timed. What an optimizer step costs is counted once for these."""
+        return min(self.feed.batch_size, self.micro_batch or self.feed.batch_size)
+
+
+class PairProfile(BaseModel, frozen=True, extra="forbid"):
+    """What one image costs a pair's training step. Seconds, on one device, decoding apart."""
+
+    seconds: float
+    """All of it: forward, backward, and its part of the optimizer's step."""
+    prefix: float
+    """The meta modules before the pair, forward: what a cohort shares."""
+    teacher: float
+    """The teacher module and the meta modules after it, forward."""
+    student: float
+    """The student module, forward and backward."""
+    suffix: float
+    """The rest: the meta modules after the student, losses and the optimizer."""
+    memory_gb: float
+    """Most memory that was held on the device; on a CPU, of the process so far."""
+    occupancy: float
+    """Share of the time in which the device was at work, 0 to 1; 1 on a CPU."""
+
+
+class Profile(BaseModel, frozen=True, extra="forbid"):
+    """What `profile.json` holds."""
+
+    device: str
+    name: str
+    """What the device calls itself."""
+    decode: float
+    """Seconds of one CPU core to read, decode and augment an image."""
+    pairs: list[PairProfile]
+
+
+def run(config: ProfileConfig, context: StageContext) -> Metrics:
+    """Reads `data`; writes `profile.json`.
+
+    Raises:
+        TrainingError: the worker's device is of another type than the profile is of.
+    """
+    assert isinstance(context.placement, TrainPlacement)
+    device = local_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    is_gpu = known_type(config.device) is not None
+    if (is_gpu or device.type == "cuda") and not same_type(config.device, name):
+        raise TrainingError(
+            f"Measuring costs on {config.device}: the worker's device is {name}. Let the planner place the profile "
+            f"(--placement auto), or choose a node of that type for it."
+        )
+    decode = _decode_s(config, context.placement)
+    pairs = []
+    for index in range(config.blueprint.num_modules):
+        pairs.append(measure(config, index, device))
+        context.report(index + 1, config.blueprint.num_modules, {"images_per_s": 1 / pairs[-1].seconds})
+    profile = Profile(device=config.device, name=name, decode=decode, pairs=pairs)
+    (context.out / PROFILE).write_text(json.dumps(profile.model_dump(), indent=1))
+    return {"images_per_s": 1 / statistics.fmean(pair.seconds for pair in pairs), "decode_s": decode, "device": name}
+
+
+def measure(config: ProfileConfig, index: int, device: torch.device) -> PairProfile:
+    """Time a pair's step and its parts on a device."""
+    rows, blueprint = config.rows, config.blueprint
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    objective, meta, teacher = _objective(config, index, device)
+    optimizer = adamw(objective.trainable, config.train)
+    size = blueprint.teacher.img_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(rows, 3, size, size, generator=generator).to(device)  # (B, 3, H, W)
+    labels = torch.randint(blueprint.teacher.num_classes, (rows,), generator=generator)
+    targets = nn.functional.one_hot(labels, blueprint.teacher.num_classes).float().to(device)  # (B, K)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision != "fp32")
+    before = nn.Sequential(*meta[:index]).to(device)
+    hybrid = nn.Sequential(teacher, *meta[index + 1 :]).to(device) if teacher is not None else None
+    with autocast, torch.no_grad():
+        tokens = before(images)  # (B, L, D), or the images for the first pair
+
+    def step() -> None:
+        with autocast:
+            loss, _ = objective(images.clone(), targets)  # a new tensor, so that nothing is taken from a cache
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def student() -> None:
+        with autocast:
+            output = objective.trainable(tokens)
+        output.float().sum().backward()
+        optimizer.zero_grad(set_to_none=True)
+
+    total, occupancy = _seconds(step, config.steps, device), _occupancy(step, device)
+    parts = {
+        "prefix": _frozen_s(before, images, config, device) if index else 0.0,
+        "teacher": _frozen_s(hybrid, tokens, config, device) if hybrid is not None else 0.0,
+        "student": _seconds(student, config.steps, device),
+    }
+    return PairProfile(
+        seconds=total / rows,
+        **{part: seconds / rows for part, seconds in parts.items()},
+        suffix=max(0.0, total - sum(parts.values())) / rows,
+        memory_gb=_memory_gb(device),
+        occupancy=occupancy,
+    )
+
+
+def _objective(
+    config: ProfileConfig, index: int, device: torch.device
+) -> tuple[ModuleDistillation, list[nn.Module], nn.Module | None]:
+    """The pair with random weights, the meta model's modules, and the teacher's."""
+    blueprint = config.blueprint
+    with seeded(0, "profile", index):
+        meta: list[nn.Module] = list(split(create_vit(blueprint.meta), (1,) * blueprint.num_modules))
+        teachers = split(create_vit(blueprint.teacher), blueprint.teacher_depths)
+        if config.module == "teacher":
+            student: nn.Module = teachers[index]
+        else:
+            drop_path = config.train.drop_path
+            student = family(blueprint.student.family).modules(blueprint, drop_path=drop_path)[index]
+    teacher = teachers[index].eval() if config.with_teacher else None
+    for part in [*meta, *([teacher] if teacher is not None else [])]:
+        part.eval().requires_grad_(False)
+    alpha = 0.5 if teacher is not None else 0.0
+    return ModuleDistillation(meta, index, student, teacher, alpha=alpha).to(device), meta, teacher
+
+
+def _frozen_s(model: nn.Module, inputs: Tensor, config: ProfileConfig, device: torch.device) -> float:
+    def forward() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision != "fp32"), torch.no_grad():
+            model(inputs)
+
+    return _seconds(forward, config.steps, device)
+
+
+def _seconds(call: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Median seconds of a call, the first not counted."""
+    call()
+    taken = []
+    for _ in range(steps):
+        _wait(device)
+        start = time.perf_counter()
+        call()
+        _wait(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _occupancy(step: Callable[[], None], device: torch.device) -> float:
+    """Share of a step's time in which kernels ran; what they left of the device's cores is not counted as free."""
+    if device.type != "cuda":
+        return 1.0
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    taken = time.perf_counter() - start
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        step()
+        _wait(device)
+    kernels = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+    return min(1.0, max(0.01, kernels / taken))
+
+
+def _memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # kilobytes on Linux
+
+
+def _decode_s(config: ProfileConfig, placement: TrainPlacement) -> float:
+    """Median seconds an image of making training batches in this process."""
+    batches = Batches(config.feed, find(config.feed.dataset, placement.data_root))
+    taken = []
+    for step in range(min(config.steps, 3) + 1):
+        start = time.perf_counter()
+        batches[step]
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:]) / config.feed.batch_size
