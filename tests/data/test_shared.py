@@ -1,14 +1,19 @@
+import os
 import pickle
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from m2mkd_ray.data import Augmentation, Batches, BatchMaker, FeedConfig, SharedBatches, from_arrays, stream_key
 from m2mkd_ray.data.augment import IMAGENET
 from m2mkd_ray.errors import DataError
+from m2mkd_ray.execution.sharing import shared_stream, start_hub
 
 LIGHT = Augmentation(kind="light", shift=2, random_erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
 
@@ -104,3 +109,28 @@ def test_a_maker_pickles_small_whatever_it_has_here(make_dataset):
 def test_a_maker_says_if_there_are_no_data(tmp_path):
     with pytest.raises(DataError, match="holds no data set"):
         BatchMaker(feed(), tmp_path)()
+
+
+@pytest.mark.ray
+def test_batches_from_a_nodes_feed_are_the_same_bit_for_bit(make_dataset, monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    )
+    folder, config = make_dataset(100), feed(augmentation=IMAGENET, views=2)
+    plain = Batches(config, folder)
+    with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as short:
+        ray.init(address="local", num_cpus=1, _temp_dir=short, include_dashboard=False, log_to_driver=False)
+        try:
+            hub, node = start_hub(), ray.get_runtime_context().get_node_id()
+            shared = [
+                SharedBatches(config, folder, lambda *asked: shared_stream(hub, node, *asked, "a test"))
+                for _ in range(2)
+            ]
+            for step, pair in enumerate(zip(*(one.loader(3, 30) for one in shared), strict=True), 3):
+                assert all(map(torch.equal, pair[0], plain[step]))
+                assert all(map(torch.equal, pair[1], plain[step]))
+            assert [(one.own, one.handed, one.decodes) for one in shared] == [(0, 27, 0)] * 2
+            assert hub.counts().made == 27
+        finally:
+            ray.shutdown()
