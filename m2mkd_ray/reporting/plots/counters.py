@@ -91,5 +91,5 @@ COUNTERS = Plot(
     title="Where the time goes",
     reading="A bar is a training; its parts are shares of the time in training. Prefix and suffix are the frozen "
     "modules of the meta model before the pair and after the student. What was not timed by itself is in the rest. "
-    "Pairs that shared a worker share prefix and waiting, too.",
+    "For a stage that shared its worker, so is the time of the others.",
 )
