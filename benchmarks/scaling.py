@@ -5,14 +5,15 @@
 Everything before the pairs is run once, into a store of its own below --store. Then the
 pairs alone are run with each number of workers, in turns, --repeats times: every time in
 a copy of that store, on a Ray of as many cores, one thread a worker. The time is that of
-`execute`, from the first submission to the last artifact; Ray is up and its workers have
-imported what they need before (`--cold`: not), which is what an earlier stage of a run leaves.
+`execute`, from the look into the store to the last artifact; Ray is up and its workers have
+trained pairs of a few steps before (`--cold`: not), as earlier stages of a run leave them.
 The bound is what the pairs of that very run took, put together on so many workers.
 """
 
 import shutil
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -71,12 +72,11 @@ def run_pairs(
     recipe: Recipe, store: Store, pairs: list[str], workers: int, *, warm: bool
 ) -> tuple[float, list[float]]:
     """Seconds of all pairs, and of each in its worker."""
-    import time
-
-    launcher = RayLauncher(num_cpus=workers, prewarm=("m2mkd_ray.stages.incubate",))
+    launcher = RayLauncher(num_cpus=workers)
     try:
         if warm:
-            launcher.warm_up(recipe.placement.pairs.resources, workers)
+            short = override(recipe, ["pairs.epochs=0.05", "pairs.warmup_epochs=0"])
+            execute(plan(short), store, launcher, until=pairs).raise_for_failures()
         began = time.perf_counter()
         outcome = execute(plan(recipe), store, launcher, until=pairs)
         took = time.perf_counter() - began

@@ -108,7 +108,7 @@ class Pool:
     """The workers of one driver.
 
     Args:
-        keep_idle_s: how long a worker may wait for a seat.
+        keep_idle_s: how long a worker may wait for another seat; 0: none is given a second one.
         prewarm: names of modules that a worker imports before its second seat.
     """
 
@@ -256,7 +256,7 @@ class Pool:
             worker.is_spoilt = True
         if not work.inside:
             worker.work, worker.idle_since = None, time.monotonic()
-            if worker.is_spoilt:
+            if worker.is_spoilt or not self._keep_idle_s:
                 self._end(worker)
         return end
 

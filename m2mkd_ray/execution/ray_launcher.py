@@ -45,7 +45,8 @@ class RayLauncher:
         num_cpus: cores of a Ray of our own; None: what the machine has. So for `num_gpus`.
         temp_dir: where a Ray of our own keeps sockets and logs; short, as a socket's path has at most 107 bytes.
         runtime_env: Ray's runtime environment for all workers.
-        keep_idle_s: how long a worker may be idle before its resources are given back.
+        keep_idle_s: how long a worker may be idle before its resources are given back; 0: every seat has a worker of
+            its own.
         prewarm: names of modules that most stages need, which a worker imports while it is idle.
 
     Raises:

@@ -223,7 +223,7 @@ SUMMED = (
 
 
 def training_metrics(history: Sequence[Point], trained: nn.Module) -> dict[str, Any]:
-    """What the tables of stages and counters show of a training: steps, median speed, loss at the end, what it took."""
+    """What the tables of stages and counters show of a training: median speed, loss at the end, what it took."""
     points = [point for point in history if "loss" in point]
     speeds = sorted(point["images_per_s"] for point in points)
     summed = {name: sum(point.get(name, 0.0) for point in points) for name in SUMMED}

@@ -12,7 +12,7 @@ In a point of the history, since the point before:
     suffix_s       seconds in the meta modules after it and the loss, forward and backward
     teacher_calls  images that went through the teacher's hybrid; prefix_calls: through a meta module before
     cache_hits     images whose teacher logits were given
-    decodes        images that this process decoded; own_batches: batches that it made though it shares them with others
+    decodes        images that this process decoded; own_batches: shared batches that it made itself
     flops          floating-point operations of the training, where they are known; mfu: the share of the device's peak
     peak_memory_gb the most memory that was in use since the process began, in 10^9 bytes
 """

@@ -3,13 +3,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.mixup import Mixup, mixup_target
 
 from m2mkd_ray.data.augment import (
     IMAGENET,
     Augmentation,
+    _operations,
     eval_transform,
     light,
     mix,
@@ -159,3 +160,17 @@ def test_a_setting_without_effect_is_refused():
         Augmentation(kind="timm", shift=2)
     with pytest.raises(ValueError, match="kind is light, but auto_augment needs kind timm"):
         Augmentation(kind="light", auto_augment="rand-m9")
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand-m9-mstd0.5-inc1", "originalr", "augmix-m5"])
+def test_an_operation_of_no_bits_makes_an_image_black(policy: str) -> None:
+    """timm asks Pillow for 0 bits at magnitude 10, which Pillow refuses; the mask of no bits leaves nothing."""
+    transform = train_transform(Augmentation(kind="timm", auto_augment=policy), 32)
+    ops = [op for op in _operations(transform) if op.name.startswith("Posterize")]
+    assert ops or policy == "augmix-m5"
+    image = Image.fromarray(np.random.default_rng(0).integers(1, 255, (32, 32, 3), dtype=np.uint8))
+    for op in ops:
+        assert not np.asarray(op.aug_fn(image, 0)).any()
+        assert np.array_equal(op.aug_fn(image, 3), ImageOps.posterize(image, 3))
+        op.prob, op.magnitude, op.magnitude_std = 1.0, 10, 0
+        assert op(image).size == (32, 32)

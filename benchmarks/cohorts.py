@@ -1,0 +1,202 @@
+"""B2: what a cohort costs, against the same trainings in actors of their own.
+
+    python -m benchmarks.cohorts --json cohorts.json
+
+CPU seconds of the workers' whole processes, start and imports included, from the
+manifests; both ways on the same machine in turns, one thread a worker, and the same
+bits at the end (checked). Three kinds of work:
+
+    pairs    the four pairs of a V-MoE an eighth as wide as the paper's (DeiT-L to V-MoE-B at 224 pixels), on JPEGs of
+             500 x 375 with the paper's augmentation
+    compute  eight trials of one pair of it, on images that are decoded once: temperature, alpha, learning rate vary
+    loader   eight trials of a pair of tiny models, on those JPEGs: reading and augmenting is nearly all
+
+`--only` chooses; `--index` is the pair of the trials.
+"""
+
+import hashlib
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks._run import parser, write
+from benchmarks.decodes import jpegs
+from m2mkd_ray.data import IMAGENET
+from m2mkd_ray.execution.executor import execute
+from m2mkd_ray.execution.ray_launcher import RayLauncher
+from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.store import Store
+from m2mkd_ray.pipeline import plan
+from m2mkd_ray.recipe import Recipe, override
+from m2mkd_ray.recipes import find_recipe
+
+SIZE = "img_size: 224, num_classes: 10"
+EIGHTH = (
+    f"blueprint.teacher={{name: vit_large_patch16_224, {SIZE}, patch_size: 16, width: 128, depth: 24, num_heads: 2}}",
+    "blueprint.teacher_depths=[6, 6, 6, 6]",
+    "blueprint.student={vit: {name: vit_base_patch16_224, img_size: 224, num_classes: 10, patch_size: 16, width: 96,"
+    " depth: 12, num_heads: 2}, moe: {num_experts: 8, top_k: 2}}",
+    "blueprint.student_depths=[3, 3, 3, 3]",
+)
+TINY = (
+    f"blueprint.teacher={{name: vit_tiny_patch16_224, {SIZE}, patch_size: 56, width: 64, depth: 12, num_heads: 4}}",
+    "blueprint.student.vit={name: vit_tiny_patch16_224, img_size: 224, num_classes: 10, patch_size: 56, width: 48,"
+    " depth: 8, num_heads: 4}",
+)
+SHORT = (
+    "data.lanes=1",
+    "placement.finetune.engine=torch",
+    "data.validation={split: train, max_rows: 16}",
+    "data.shuffle_window=4",
+    "meta={epochs: 0.1, batch_size: 16, lr: 0.001}",
+    "teacher={source: trained, phase: {epochs: 0.1, batch_size: 16, lr: 0.001}}",
+    "baselines=[]",
+    "placement.pairs.share_feed=false",
+)
+PAPERS = f"data.augmentation={IMAGENET.model_dump_json()}"
+LIGHT = "data.augmentation={kind: light, hflip: 0.5, shift: 8}"
+TRIALS = [(temperature, alpha, lr) for temperature in (1, 4) for alpha in (0.3, 0.9) for lr in (5e-4, 1e-3)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of work."""
+
+    settings: tuple[str, ...]
+    epochs: float
+    trials: bool
+    """Eight trials of one pair; else every pair once."""
+
+
+KINDS = {
+    "pairs": Kind((*EIGHTH, PAPERS), epochs=1, trials=False),
+    "compute": Kind((*EIGHTH, LIGHT), epochs=2, trials=True),
+    "loader": Kind((*TINY, PAPERS), epochs=3, trials=True),
+}
+
+
+def main() -> None:
+    """Run all kinds of work both ways, print the table, write the numbers."""
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, default=320, help="images (default: 320)")
+    options.add_argument("--repeats", type=int, default=2, help="default: 2")
+    options.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    options.add_argument("--index", type=int, default=2, help="pair of which there are trials (default: 2)")
+    arguments = options.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="m2-") as folder:
+        jpegs(Path(folder), arguments.rows)
+        for name in arguments.only:
+            results[name] = measured(name, Path(folder), arguments.settings, arguments.repeats, arguments.index)
+    table = Table("work", "apart, CPU s", "together, CPU s", "ratio", "of each repeat", "ratio without start")
+    for name, found in results.items():
+        ratios = ", ".join(f"{ratio:.3f}" for ratio in found["ratios"])
+        table.add_row(
+            name,
+            f"{statistics.median(found['apart_cpu_s']):.1f}",
+            f"{statistics.median(found['together_cpu_s']):.1f}",
+            f"{found['ratio']:.3f}",
+            ratios,
+            f"{found['ratio_without_start']:.3f}",
+        )
+    Console().print(table)
+    fields = {f"{name}_ratio": found["ratio"] for name, found in results.items()}
+    write(arguments.json, {**fields, "rows": arguments.rows, "index": arguments.index, "work": results})
+
+
+def measured(name: str, folder: Path, settings: Sequence[str], repeats: int, index: int) -> dict[str, Any]:
+    """Both ways, in turns."""
+    kind, apart, together = KINDS[name], [], []
+    common = [*SHORT, *kind.settings, "data.dataset=fashion-jpeg", f"placement.data_root={folder / 'data'}"]
+    common += [f"pairs={{epochs: {kind.epochs}, batch_size: 16, lr: 0.001, distill: {{reduction: batchmean}}}}"]
+    recipe = override(find_recipe("demo"), [*common, *settings])
+    prepared = Store(str(folder / name))
+    once(plan(recipe), prepared, RayLauncher(num_cpus=2), ["data", "meta", "split"])
+    for repeat in range(repeats):
+        for cohort, found in ((1, apart), (8, together)):
+            stages = members(recipe, kind, cohort, index)
+            root = folder / f"{name}-{cohort}-{repeat}"
+            lend(prepared, Store(str(root)), stages)
+            found.append(run(stages, Store(str(root)), len(stages)))
+    assert [ran.bits for ran in apart] == [ran.bits for ran in together], "a cohort gave other weights"
+    ratios = [one.cpu_s / other.cpu_s for one, other in zip(together, apart, strict=True)]
+    without = [one.busy_s / other.busy_s for one, other in zip(together, apart, strict=True)]
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_without_start": statistics.median(without),
+        "ratios": ratios,
+        "members": len(members(recipe, kind, 1, index)),
+        "apart_cpu_s": [ran.cpu_s for ran in apart],
+        "together_cpu_s": [ran.cpu_s for ran in together],
+        "apart_busy_s": [ran.busy_s for ran in apart],
+        "together_busy_s": [ran.busy_s for ran in together],
+    }
+
+
+def members(recipe: Recipe, kind: Kind, cohort: int, index: int) -> list[Stage]:
+    """The stages of a kind of work; all of them may be in one cohort."""
+    recipes = [override(recipe, [f"placement.pairs.cohort={cohort}"])]
+    names = [f"pair-{pair.index}" for pair in recipe.blueprint.pairs]
+    if kind.trials:
+        names = [f"pair-{index}"]
+        recipes = [
+            override(
+                recipes[0],
+                [f"pairs.distill.temperature={temperature}", f"pairs.distill.alpha={alpha}", f"pairs.lr={lr}"],
+            )
+            for temperature, alpha, lr in TRIALS
+        ]
+    return [stage for each in recipes for stage in plan(each) if stage.name in names]
+
+
+def lend(source: Store, target: Store, stages: Sequence[Stage]) -> None:
+    """Let a store have what stages need, by links."""
+    for stage in stages:
+        for need in stage.needs.values():
+            link = Path(target.root) / need.address
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(Path(source.root) / need.address)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What trainings cost and left."""
+
+    cpu_s: float
+    """Of all processes, from their start."""
+    busy_s: float
+    """Of all processes, from when they took up a training."""
+    bits: list[str]
+
+
+def run(stages: Sequence[Stage], store: Store, num_workers: int) -> Ran:
+    """Run trainings, each worker's process for one seat only."""
+    once(stages, store, RayLauncher(num_cpus=num_workers, keep_idle_s=0), None)
+    manifests = [store.manifest(stage.address) for stage in stages]
+    by_process: dict[int, list[dict[str, float]]] = {}
+    for manifest in manifests:
+        by_process.setdefault(manifest["where"]["pid"], []).append(manifest["cpu_seconds"])
+    # A member's seconds are those of its whole process until it left.
+    cpu_s = sum(max(one["before"] + one["during"] for one in of_one) for of_one in by_process.values())
+    busy_s = sum(max(one["during"] for one in of_one) for of_one in by_process.values())
+    files = [store.open(stage.address) / "module.safetensors" for stage in stages]
+    return Ran(cpu_s, busy_s, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+
+
+def once(stages: Sequence[Stage], store: Store, launcher: RayLauncher, until: Sequence[str] | None) -> None:
+    """Carry stages out, and end Ray."""
+    try:
+        execute(stages, store, launcher, until=until).raise_for_failures()
+    finally:
+        launcher.close()
+
+
+if __name__ == "__main__":
+    main()
