@@ -95,7 +95,7 @@ def _status_cells(found: "StageStatus") -> tuple[str, ...]:
         bar(found.step, found.total_steps) if is_under_way else "",
         duration(found.seconds) if found.seconds is not None else "",
         str(len(found.attempts) or ""),
-        said(found.metrics),
+        f"no node can hold it: it asks for {found.waits}" if found.waits else said(found.metrics),
         place(found.where) + (f", with {joined(others)}" if (others := mates(found.where, found.address)) else ""),
         found.address,
     )

@@ -216,6 +216,7 @@ class _Executor:
         self._seating.change()
         match report:
             case Started(where=where):
+                self._wait_no_longer(run)
                 self._seating.take_up(run, where)
                 step = self._store.checkpoints(run.stage.address).newest_step()
                 goes_on = "" if step is None else f", goes on from its checkpoint of step {step}"
@@ -317,20 +318,30 @@ class _Executor:
         waiting = [run for run in self._in_state(State.WAITING) if self._is_ready(run)]
         waiting += [run for run in self._in_state(State.RUNNING) if run.started is None]
         lacking, now = self._seating.lacking(waiting), time.monotonic()
+        said = {lacking[run.stage.address] for run in waiting if run.lacks_since and run.stage.address in lacking}
         for run in waiting:
             reason = lacking.get(run.stage.address)
             if reason is None:
-                run.lacks_since = None
+                self._wait_no_longer(run)
             elif run.lacks_since is None:
                 run.lacks_since = now
-                logger.warning("%s waits for a node: it asks for %s", run.stage.address, reason)
+                self._store.say_waits(run.stage.address, reason)
+                if reason not in said:
+                    said.add(reason)
+                    logger.warning("%s waits for a node: it asks for %s", run.stage.address, reason)
                 self._on_event(StageWaits(run.stage, reason, time.time()))
             elif self._wait_timeout_s is not None and now - run.lacks_since > self._wait_timeout_s:
                 self._give_up_waiting(run, reason)
 
+    def _wait_no_longer(self, run: Run) -> None:
+        if run.lacks_since is not None:
+            run.lacks_since = None
+            self._store.say_waits(run.stage.address, "")
+
     def _give_up_waiting(self, run: Run, reason: str) -> None:
         if run.state is State.RUNNING and run not in self._seating.recall([run]):
             return  # a worker has just taken it up
+        self._wait_no_longer(run)
         message = f"No node could hold it for {self._wait_timeout_s:.0f} s: it asks for {reason}"
         self._judge(run, Failed(run.stage.address, Kind.UNPLACED, message))
 

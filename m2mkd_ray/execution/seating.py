@@ -85,7 +85,6 @@ class Seating:
     def take_up(self, run: Run, where: Where) -> None:
         """A worker began with a stage."""
         run.where, run.started = where, time.monotonic()
-        run.lacks_since = None
         if run.seated is not None and not run.seated.since:
             run.seated.node, run.seated.since = where.get("node_id"), run.started
 

@@ -33,6 +33,8 @@ class StageStatus:
     """Every try: started, ended, outcome, message, where."""
     owner: Owner | None
     """The driver that computes it."""
+    waits: str
+    """Which resource it waits for, as no node can hold it; empty if it does not."""
 
 
 def plan_status(plan: Sequence[Stage], store: Store) -> list[StageStatus]:
@@ -63,6 +65,7 @@ def _of_stage(stage: Stage, store: Store, is_blocked: bool) -> StageStatus:
         where=attempts[-1]["where"] if attempts else {},
         attempts=attempts,
         owner=owner,
+        waits="" if owner is None else store.waits(stage.address),
     )
 
 

@@ -1,7 +1,7 @@
 """The store: every result at an address made from what decided it.
 
     <root>/<name>-<key>/             a complete artifact: its files and `manifest.json`
-    <root>/.partial/<name>-<key>/    work that goes on: `progress.json`, `attempts.json`,
+    <root>/.partial/<name>-<key>/    work that goes on: `progress.json`, `attempts.json`, `waits.json`,
                                      `checkpoint/<step>/`, and the files being written
     <root>/.locks/                   which driver is at work on what
     <root>/.quarantine/              artifacts that failed their hashes
@@ -162,6 +162,11 @@ class Store:
         found = self._read_json(f"{partial(address)}/progress.json")
         return None if found is None else Progress(**found)
 
+    def waits(self, address: str) -> str:
+        """Why an unfinished stage waits for a node; empty if it does not."""
+        found = self._read_json(f"{partial(address)}/waits.json")
+        return "" if found is None else found["reason"]
+
     def attempts(self, address: str) -> list[dict[str, Any]]:
         """Every try so far at an unfinished stage: started, ended, outcome, where."""
         found = self._read_json(f"{partial(address)}/attempts.json")
@@ -208,6 +213,13 @@ class Store:
     def say_progress(self, address: str, progress: Progress) -> None:
         """Write `progress.json`, whole."""
         self._write_json(f"{partial(address)}/progress.json", asdict(progress))
+
+    def say_waits(self, address: str, reason: str) -> None:
+        """Say why a stage waits for a node; empty: it waits no longer."""
+        if reason:
+            self._write_json(f"{partial(address)}/waits.json", {"reason": reason, "since": now()})
+        else:
+            self.folders.delete(f"{partial(address)}/waits.json")
 
     def say_attempts(self, address: str, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Write `attempts.json`, whole."""

@@ -23,6 +23,7 @@ from m2mkd_ray.execution import (
     Store,
     View,
     execute,
+    plan_status,
 )
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 
@@ -87,9 +88,12 @@ def big(name: str, value: int, sleep_s: float = 0.0) -> Stage:
 def test_when_its_node_is_lost_a_stage_waits_with_a_reason_and_is_given_up(machines: Machines, store: Store) -> None:
     node = machines.add()
     events: list[Event] = []
+    seen: list[str] = []
 
     def lose(event: Event) -> None:
         events.append(event)
+        if isinstance(event, StageWaits):
+            seen.extend(found.waits for found in plan_status([event.stage], store))
         if isinstance(event, StageStarted) and event.stage.name == "first":
             machines.remove(node)
 
@@ -108,6 +112,8 @@ def test_when_its_node_is_lost_a_stage_waits_with_a_reason_and_is_given_up(machi
         assert "add a node that has what it asks for" in failure.reason
     waits = [event for event in events if isinstance(event, StageWaits)]
     assert sorted(event.stage.name for event in waits) == ["first", "second"]
+    assert seen == [event.reason for event in waits]  # `m2mkd status` shows it from the store
+    assert [store.waits(stage.address) for stage in plan] == ["", "", ""]
     assert all(abs(event.since - time.time()) < 30 for event in waits)
     retried = [(event.stage.name, event.kind) for event in events if isinstance(event, StageRetried)]
     assert retried == [("first", Kind.LOST)]  # the other had not begun
