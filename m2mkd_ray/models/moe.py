@@ -79,8 +79,9 @@ class Experts(nn.Module):
         # So one way for all. Biases by `embedding`: the gradient of `b1[owners]` is 20 % slower in bf16.
         dtype = tokens.dtype
         ends = torch.searchsorted(owners, torch.arange(len(self.w1), device=owners.device), right=True, out_int32=True)
-        hidden = F.grouped_mm(tokens, self.w1.to(dtype), offs=ends) + F.embedding(owners, self.b1.to(dtype))  # (M, H)
-        return F.grouped_mm(F.gelu(hidden), self.w2.to(dtype), offs=ends) + F.embedding(owners, self.b2.to(dtype))
+        product = F.grouped_mm if dtype == torch.bfloat16 else _grouped_mm_without_compiler
+        hidden = product(tokens, self.w1.to(dtype), offs=ends) + F.embedding(owners, self.b1.to(dtype))  # (M, H)
+        return product(F.gelu(hidden), self.w2.to(dtype), offs=ends) + F.embedding(owners, self.b2.to(dtype))
 
 
 class MoeMlp(nn.Module):
@@ -112,6 +113,12 @@ class MoeMlp(nn.Module):
         results = torch.empty_like(results).index_copy(0, order, results)  # (N * k, D), by token again
         results = results.unflatten(0, (*tokens.shape[:-1], self.router.top_k))  # (B, L, k, D)
         return torch.einsum("...kd, ...k -> ...d", results, routing.gates.to(results.dtype))
+
+
+@torch.compiler.disable
+def _grouped_mm_without_compiler(tokens: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
+    """`torch.compile` has this product in bfloat16 alone (torch 2.13)."""
+    return F.grouped_mm(tokens, weights, offs=offs)
 
 
 def num_active_parameters(model: nn.Module) -> int:
