@@ -1,8 +1,8 @@
 """What commands know of places: costs of stages, and who decides about seats (`--placement`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from m2mkd_ray.execution import Stage, Store
     from m2mkd_ray.execution.feasibility import Node
     from m2mkd_ray.execution.placement import Placer
+    from m2mkd_ray.execution.planner import ByHand
     from m2mkd_ray.execution.works import Work
     from m2mkd_ray.recipe import Recipe
     from m2mkd_ray.stages.incubate import IncubateConfig
@@ -45,7 +46,7 @@ class SeatByHand(BaseModel, frozen=True, extra="forbid"):
 def placer(
     name: str,
     stages: "Sequence[Stage]",
-    works: "Mapping[str, Work]",
+    works: "Mapping[str, Work] | Callable[[], Mapping[str, Work]]",
     *,
     nodes: "Sequence[Node]" = (),
     grows: bool = False,
@@ -55,7 +56,7 @@ def placer(
     Args:
         name: one of `POLICIES`, or a YAML file of seats by stage name.
         stages: the plan, to check the file with.
-        works: costs of stages, by address (`works_of`).
+        works: costs of stages, by address (`works_of`, or `Costs` in a run).
         nodes: what is there, to check node types with; empty: not known.
         grows: whether an autoscaler may add nodes.
 
@@ -66,16 +67,29 @@ def placer(
     from m2mkd_ray.execution.planner import Planner
 
     if Path(name).suffix in (".yaml", ".yml"):
-        return Planner(works, grows=grows, by_hand=read_seats(Path(name), stages, nodes))
+        by_hand = {**_profiles_by_hand(stages), **read_seats(Path(name), stages, nodes)}
+        return Planner(works, grows=grows, by_hand=by_hand)
     match name:
         case "given":
             return AsGiven()
         case "auto" | "alone" | "cohort":
-            return Planner(works, policy=name, grows=grows)
+            return Planner(works, policy=name, grows=grows, by_hand=_profiles_by_hand(stages))
     raise UsageError(f"There is no placement {name!r}. Known: {', '.join(POLICIES)}, or a file that ends in .yaml.")
 
 
-def read_seats(file: Path, stages: "Sequence[Stage]", nodes: "Sequence[Node]" = ()) -> Mapping[str, Any]:
+def _profiles_by_hand(stages: "Sequence[Stage]") -> "dict[str, ByHand]":
+    """A profile runs on the type of device that it is of."""
+    from m2mkd_ray.execution.planner import ByHand
+    from m2mkd_ray.stages.profile import ProfileConfig
+
+    return {
+        stage.name: ByHand(node_type=stage.config.device)
+        for stage in stages
+        if isinstance(stage.config, ProfileConfig)
+    }
+
+
+def read_seats(file: Path, stages: "Sequence[Stage]", nodes: "Sequence[Node]" = ()) -> "dict[str, ByHand]":
     """Seats by stage name, checked against the plan, as the planner takes them (`planner.ByHand`).
 
     Raises:
@@ -192,6 +206,47 @@ def profiling(stage: "Stage", type_name: str) -> "Stage":
     needs = {"data": stage.needs["data"]} if "data" in stage.needs else {}
     name = "profile-" + type_name.replace(" ", "-")
     return Stage(name, profile.run, config, needs, stage.resources, stage.placement, of=stage.of)
+
+
+def profiles(stages: "Sequence[Stage]", nodes: "Sequence[Node]") -> "list[Stage]":
+    """The profiles that tell what stages cost on the nodes: one a kind of training and type of device, each once.
+
+    They need only the data, so in a run they are over long before the first module is trained.
+    """
+    from m2mkd_ray.execution.fleet import devices_for
+    from m2mkd_ray.stages.incubate import IncubateConfig
+
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        if isinstance(stage.config, IncubateConfig):
+            for name in dict.fromkeys(device.type for device in devices_for(stage.resources, nodes, [])):
+                wanted = profiling(stage, name)
+                found.setdefault(wanted.address, wanted)
+    return list(found.values())
+
+
+class Costs:
+    """Costs of stages for a planner in a run: profiles count as soon as they are complete.
+
+    Args:
+        stages: the plan.
+        recipe: says where data lie.
+        types: types of device to know the costs on.
+        store: where profiles will be.
+    """
+
+    def __init__(self, stages: "Sequence[Stage]", recipe: "Recipe", types: Sequence[str], store: "Store") -> None:
+        self._stages, self._recipe, self._types, self._store = stages, recipe, types, store
+        self._wanted = {stage.address for stage in stages if stage.name.startswith("profile-")}
+        self._works = works_of(stages, recipe, types, store)
+
+    def __call__(self) -> "Mapping[str, Work]":
+        """The costs as they are known now."""
+        complete = {each for each in self._wanted if self._store.status(each).state == "complete"}
+        if complete:
+            self._wanted -= complete
+            self._works = works_of(self._stages, self._recipe, self._types, self._store)
+        return self._works
 
 
 def _read_profile(stage: "Stage", store: "Store | None") -> "Profile | None":

@@ -1,6 +1,6 @@
 """`m2mkd plan --cluster`: who would run where and when, and how good that is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,8 @@ def expect(
     decides = placer(placement, stages, works, nodes=nodes)
     costs = decides if isinstance(decides, Planner) else Planner(works)
     forms = costs.works(todo, nodes, {})
-    _refuse(todo, nodes, forms)
+    if problems := seat_problems(todo, nodes, forms):
+        raise PlanError("The nodes cannot hold the plan:\n" + "\n".join(f"- {text}" for text in problems))
     view = View(nodes)
 
     def duration(seat: Any, node: "Node") -> float:
@@ -110,7 +111,14 @@ def _num_measured(stages: "Sequence[Stage]", types: Sequence[str], store: "Store
     return sum(all(_is_complete(profiling(stage, name), store) for name in types) for stage in stages)
 
 
-def _refuse(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "dict[str, Work]") -> None:
+def seat_problems(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "Mapping[str, Work]") -> list[str]:
+    """A sentence for each stage that no node can hold: cores, GPUs, memory, GPU memory or type that is missing.
+
+    Args:
+        stages: what is to be placed.
+        nodes: all that there are or may come.
+        works: costs and forms by address, of the planner that places (`Planner.works`).
+    """
     from m2mkd_ray.execution.bounds import refusals
     from m2mkd_ray.execution.feasibility import misfits
 
@@ -119,8 +127,7 @@ def _refuse(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "dict[str
         for stage in stages:
             found = refusals([works[stage.address]], _devices(stage, nodes))
             problems += [text.replace(stage.address, stage.name) for text in found.values()]
-    if problems:
-        raise PlanError("The nodes cannot hold the plan:\n" + "\n".join(f"- {text}" for text in problems))
+    return problems
 
 
 def _devices(stage: "Stage", nodes: "Sequence[Node]") -> "list[Device]":

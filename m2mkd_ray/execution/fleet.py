@@ -39,6 +39,16 @@ def held_by(seat: Seat) -> list[Resources]:
     return [seat.resources]
 
 
+def fits(node: Node, held: Sequence[Resources]) -> bool:
+    """Whether a node has as much as all of these hold together."""
+    has = node.resources
+    return (
+        sum(each.cpus for each in held) <= has.get("CPU", 0.0) + 1e-6
+        and sum(each.gpus for each in held) <= has.get("GPU", 0.0) + 1e-6
+        and sum(each.memory_gb or 0.0 for each in held) * 1e9 <= has.get("memory", 0.0) + 1
+    )
+
+
 def devices_for(request: Resources, nodes: Sequence[Node], taken: Sequence[Taken]) -> list[Device]:
     """The devices that stages of a request see: GPUs if they ask for some, else portions of CPU cores.
 

@@ -4,17 +4,20 @@ It gives away only what should start now. Works that the schedule has wait, for 
 device say, are left out and asked about again when a work has ended or a node has come
 or gone, so nothing is bound to a place before its time. Where the cluster may grow,
 what is over gets seats without a node: their demand is what an autoscaler sees.
+
+A stage that asks for GPUs gets a whole one or what the schedule gives it; a share that
+its resources say is for placers that plan nothing.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from m2mkd_ray.execution.bounds import refusals
 from m2mkd_ray.execution.devices import UNKNOWN_TFLOPS, device_type, known_type, speed_of
 from m2mkd_ray.execution.feasibility import Node
-from m2mkd_ray.execution.fleet import Taken, devices_for, held_by, node_id
+from m2mkd_ray.execution.fleet import Taken, devices_for, fits, held_by, node_id
 from m2mkd_ray.execution.layout import Booking
 from m2mkd_ray.execution.placement import Occupied, Seat, View
 from m2mkd_ray.execution.schedule import BUDGET, Policy, schedule
@@ -53,7 +56,8 @@ class Planner:
 
     Args:
         works: measured or expected costs of stages, by address or name; of others, what they took before counts
-            (`View.seconds`), else their FLOPs, else as long as the others on average.
+            (`View.seconds`), else their FLOPs, else as long as the others on average. A function is asked each
+            time, so that what is measured in the run itself is known from then on.
         policy: which forms are considered, see `schedule`.
         speeds: speed of types of device relative to the one on which `View.seconds` were taken; others are
             compared by their peaks (`devices.GPU_TYPES`) with the most common type.
@@ -67,7 +71,7 @@ class Planner:
 
     def __init__(
         self,
-        works: Mapping[str, Work] | None = None,
+        works: Mapping[str, Work] | Callable[[], Mapping[str, Work]] | None = None,
         *,
         policy: Policy = "auto",
         speeds: Mapping[str, float] | None = None,
@@ -75,7 +79,7 @@ class Planner:
         by_hand: Mapping[str, ByHand] | None = None,
         members: int = MEMBERS,
     ) -> None:
-        self._works = dict(works or {})
+        self._known: Callable[[], Mapping[str, Work]] = works if callable(works) else lambda: works or {}
         self._policy, self._speeds, self._grows = policy, speeds, grows
         self._by_hand = dict(by_hand or {})
         self._members = members
@@ -89,17 +93,18 @@ class Planner:
         for request, stages in _by_request(ready).items():
             devices = devices_for(request, view.nodes, taken)
             of_group = {works[stage.address].name: stage for stage in stages}
-            found = self._seats_of([works[stage.address] for stage in stages], of_group, request, devices)
-            seats += found
-            for seat in found:
-                if seat.node is not None:
-                    taken += self._taken(Occupied(seat, seat.node, 0.0), view, types)
+            for seat in self._seats_of([works[stage.address] for stage in stages], of_group, request, devices):
+                fitting = seat if seat.node is None else _fitting(seat, of_group, request, view.nodes, taken)
+                if fitting is not None:
+                    seats.append(fitting)
+                    taken += self._taken(Occupied(fitting, fitting.node, 0.0), view, types)
         return seats
 
     def works(self, stages: Sequence[Stage], nodes: Sequence[Node], seconds: Mapping[str, float]) -> dict[str, Work]:
         """Costs of stages and how they may run, by address; the works' names are addresses too."""
         types = _types(nodes)
-        costs = {stage.address: self._cost(stage, types, seconds) for stage in stages}
+        measured = self._known()
+        costs = {stage.address: self._cost(stage, types, measured, seconds) for stage in stages}
         known = [cost for cost in costs.values() if cost is not None]
         usual = {name: sum(cost.seconds_on(name) for cost in known) / len(known) for name in types} if known else {}
         usual = {name: value for name, value in usual.items() if value < math.inf} or {ANY: 1.0}
@@ -107,9 +112,11 @@ class Planner:
             stage.address: self._allowed(stage, costs[stage.address] or Work(stage.name, usual)) for stage in stages
         }
 
-    def _cost(self, stage: Stage, types: Counter[str], seconds: Mapping[str, float]) -> Work | None:
+    def _cost(
+        self, stage: Stage, types: Counter[str], measured: Mapping[str, Work], seconds: Mapping[str, float]
+    ) -> Work | None:
         """What is known of a stage's cost; None if nothing is."""
-        if (known := self._works.get(stage.address, self._works.get(stage.name))) is not None:
+        if (known := measured.get(stage.address, measured.get(stage.name))) is not None:
             return known
         if stage.name in seconds:
             before = seconds[stage.name]
@@ -212,6 +219,23 @@ def _as_by_hand(work: Work, hand: ByHand, wide: Mapping[int, float]) -> Work:
     if hand.node_type:
         work = replace(work, seconds={hand.node_type: work.seconds_on(hand.node_type)})
     return work
+
+
+def _fitting(
+    seat: Seat, stages: Mapping[str, Stage], request: Resources, nodes: Sequence[Node], taken: Sequence[Taken]
+) -> Seat | None:
+    """The seat, if its node has all that it holds; else its one stage on one device; None if that has no room either.
+
+    A schedule counts devices. What it does not count are the cores of a worker that only drives, and those that
+    stages of other requests hold.
+    """
+    options = [seat]
+    if len(held_by(seat)) > 1:
+        alone = replace(stages[seat.stages[0].address], resources=request)
+        options.append(Seat((alone,), request, seat.node))
+    node = next(node for node in nodes if node_id(node) == seat.node)
+    held = [each.resources for each in taken if each.node == seat.node]
+    return next((option for option in options if fits(node, [*held, *held_by(option)])), None)
 
 
 def _has_room(device: Device) -> bool:

@@ -112,6 +112,12 @@ def schedule(
 def _forms(works: Sequence[Work], fleet: Fleet, policy: Policy) -> Iterator[tuple[list[Job], int]]:
     """Forms to lay out: jobs, and the number of slots that devices are cut into."""
     by_hand, free = of_works(works, fleet)
+    for job in by_hand:
+        if not job.can_run:  # each member alone could, or it would have been refused before
+            names = ", ".join(work.name for work in job.works)
+            raise PlanError(
+                f"{names} do not fit one device together, as they are to by hand. Make the cohort smaller."
+            )
     slots = max((math.ceil(1 / job.share - 1e-9) for job in by_hand), default=1)
     if policy == "cohort":
         yield by_hand + cohorts(free, fleet, min(_cohort_counts(free, len(fleet.devices)), default=1)), slots

@@ -96,8 +96,7 @@ def run(config: ProfileConfig, context: StageContext) -> Metrics:
     assert isinstance(context.placement, TrainPlacement)
     device = local_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    is_gpu = known_type(config.device) is not None
-    if (is_gpu or device.type == "cuda") and not same_type(config.device, name):
+    if known_type(config.device) is not None and not same_type(config.device, name):
         raise TrainingError(
             f"Measuring costs on {config.device}: the worker's device is {name}. Let the planner place the profile "
             f"(--placement auto), or choose a node of that type for it."

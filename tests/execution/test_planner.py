@@ -35,7 +35,7 @@ def together(members: Sequence[Member]) -> Iterator[Left]:
 
 
 def stage(name: str, resources: Resources = GPU, **more: object) -> Stage:
-    return Stage(name, add, Number(value=hash(name) % 1000), resources=resources, **more)  # type: ignore[arg-type]
+    return Stage(name, add, Number(value=len(name)), resources=resources, **more)  # type: ignore[arg-type]
 
 
 def pair(number: int, **more: object) -> Stage:
@@ -198,3 +198,52 @@ def test_stages_wait_for_what_they_read() -> None:
 def test_stages_that_no_node_can_take_end_the_forecast() -> None:
     with pytest.raises(PlanError, match="No node can take s"):
         forecast([stage("s")], Planner(), [Node("a", {"CPU": 2.0})], lambda seat, node: 1.0)
+
+
+class Counted:
+    """A planner whose seats are counted."""
+
+    replans = True
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner, self.given = planner, 0
+
+    def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
+        seats = self.planner.seats(ready, view)
+        self.given += len(seats)
+        return seats
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_seat_has_room_when_it_is_given_whatever_is_mixed(seed: int) -> None:
+    rng = random.Random(seed)
+    nodes = [
+        gpu_node(f"{place}", rng.choice([1, 2, 4]), rng.choice(["H100", "L4"]), cpus=rng.choice([8, 16, 32]))
+        for place in range(rng.randint(1, 4))
+    ]
+    spread = {2: Spread(Resources(cpus=0.5), Ranks(ranks=2), GPU)}
+    kinds: list[dict[str, object]] = [
+        {"mates": "m", "together": together}, {"spread": spread}, {"resources": Resources(cpus=2)}, {},
+    ]  # fmt: skip
+    stages, works = [], {}
+    for number in range(rng.randint(5, 25)):
+        made = stage(f"s{number}", **rng.choice(kinds))  # type: ignore[arg-type]
+        needs = {"one": rng.choice(stages)} if stages and rng.random() < 0.3 else {}
+        stages.append(replace(made, needs=needs))
+        slow = rng.uniform(5, 50)
+        works[made.name] = Work(
+            made.name, {"H100": slow / 8, ANY: slow}, {ANY: rng.uniform(1, 20)}, shared=rng.uniform(0, 0.5),
+            occupancy=rng.choice([0.25, 0.5, 1.0]),
+        )  # fmt: skip
+    counted = Counted(Planner(works))
+    visits = forecast(stages, counted, nodes, lambda seat, node: rng.uniform(1, 20))
+    assert counted.given == len(visits)
+    assert sorted(name for visit in visits for name in names(visit.seat)) == sorted(works)
+
+
+def test_what_comes_and_goes_is_planned_anew() -> None:
+    ready = [stage(f"s{i}") for i in range(3)]
+    planner = Planner()
+    assert len(planner.seats(ready, View([gpu_node("a", 1)]))) == 1
+    assert len(planner.seats(ready, View([gpu_node("a", 1), gpu_node("b", 1)]))) == 2
+    assert planner.seats(ready, View([])) == []

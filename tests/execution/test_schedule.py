@@ -294,6 +294,12 @@ def test_what_is_set_by_hand_is_kept() -> None:
     assert len(by_names["d"].devices) == 2
 
 
+def test_a_cohort_by_hand_that_fits_no_device_is_refused() -> None:
+    works = [alone(name, 9, cohort="x", memory_gb={ANY: 15.0}) for name in "ab"]
+    with pytest.raises(PlanError, match="a, b do not fit one device together"):
+        schedule(works, [Device("n", "slow", memory_gb=24)])
+
+
 # Refusals
 
 
@@ -315,6 +321,13 @@ def test_what_no_device_can_take_is_refused_with_what_is_missing(work: Work, fle
     assert says in problem
     with pytest.raises(PlanError, match="pair-0"):
         schedule([work], fleet)
+
+
+def test_utilisation_counts_all_devices_until_the_end() -> None:
+    found = schedule([alone("a", 8), alone("b", 4)], devices("slow", "slow"))
+    assert found.device_s == 12
+    assert found.utilisation == pytest.approx(12 / 16)
+    assert found.bound_s == 8
 
 
 def test_nothing_to_do_takes_no_time() -> None:

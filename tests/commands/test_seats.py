@@ -1,0 +1,165 @@
+"""`m2mkd plan --cluster`: seats on nodes, what they come to, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+NODES = """
+nodes:
+  - {type: big, count: 1, gpus: 2, gpu_type: H100, cpus: 32, memory_gb: 500}
+  - {type: small, count: 2, gpus: 1, gpu_type: L4, gpu_memory_gb: 24, cpus: 16, memory_gb: 64, spot: true}
+"""
+ON_GPUS = ("--set", "placement.pairs.resources={cpus: 4, gpus: 1}")
+
+
+def write(folder: Path, text: str, name: str = "nodes.yaml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Path:
+    """A cluster of two types of GPU."""
+    return write(tmp_path, NODES)
+
+
+def test_seats_and_what_they_come_to_are_shown(m2mkd, tiny, nodes, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = m2mkd("plan", tiny, *ON_GPUS, "--cluster", nodes, "--json")
+    assert ended.code == 0
+    found = json.loads(ended.out)
+    assert {seat["stage"] for seat in found["seats"]} == {"pair-0", "pair-1"}
+    assert found["nodes"] == ["big-0", "small-0", "small-1"]
+    assert found["makespan_s"] == max(seat["ends_s"] for seat in found["seats"])
+    assert found["over_bound"] == pytest.approx(found["makespan_s"] / found["lower_bound_s"])
+    assert found["over_bound"] >= 1
+    busy = sum(seat["ends_s"] - seat["starts_s"] for seat in found["seats"] if "cohort" not in seat["seat"])
+    assert found["device_hours"] == pytest.approx(busy / 3600)
+    assert found["utilisation"] == pytest.approx(busy / (4 * found["makespan_s"]))
+    table = m2mkd("plan", tiny, *ON_GPUS, "--cluster", nodes).out
+    assert "makespan / bound" in table
+    assert all(seat["stage"] in table for seat in found["seats"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_of_full_size_uses_the_fast_gpus(m2mkd, nodes) -> None:
+    seats = json.loads(m2mkd("plan", "vmoe_base", "--cluster", nodes, "--json").out)["seats"]
+    first = [seat for seat in seats if seat["starts_s"] == 0]
+    assert {seat["type"] for seat in first} <= {"H100", "L4"}
+    assert [seat["type"] for seat in first].count("H100") == 2
+    pairs = [seat for seat in seats if seat["stage"].startswith("pair") and seat["recipe"] == "vmoe_base"]
+    incubated = [seat for seat in seats if seat["stage"].startswith("incubate")]
+    assert min(seat["starts_s"] for seat in pairs) >= max(seat["ends_s"] for seat in incubated) - 1e-6
+
+
+@pytest.mark.parametrize("placement", ["auto", "given", "alone", "cohort"])
+def test_every_policy_can_be_forecast(placement, m2mkd, tiny) -> None:
+    ended = m2mkd("plan", tiny, "--cluster", "local", "--placement", placement, "--json")
+    found = json.loads(ended.out)
+    assert found["placement"] == placement
+    assert found["device"] == "CPU core"
+    assert found["over_bound"] >= 1 - 1e-9
+
+
+def test_the_yaml_of_a_ray_cluster_is_read(m2mkd, tiny, tmp_path) -> None:
+    text = """
+    cluster_name: x
+    max_workers: 3
+    head_node_type: head
+    available_node_types:
+      head: {resources: {CPU: 0}}
+      gpu:
+        max_workers: 2
+        resources: {CPU: 16, GPU: 4, "accelerator_type:A100": 1}
+        node_config: {InstanceMarketOptions: {MarketType: spot}}
+    """
+    found = json.loads(m2mkd("plan", tiny, *ON_GPUS, "--cluster", write(tmp_path, text), "--json").out)
+    assert found["nodes"] == ["gpu-0", "gpu-1"]
+    assert {seat["type"] for seat in found["seats"]} == {"A100"}
+
+
+def test_a_chart_is_drawn(m2mkd, tiny, nodes, tmp_path) -> None:
+    chart = tmp_path / "seats.png"
+    assert m2mkd("plan", tiny, *ON_GPUS, "--cluster", nodes, "--plot", chart).code == 0
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_seats_by_hand_are_kept(m2mkd, tiny, nodes, tmp_path) -> None:
+    hand = write(tmp_path, "{pair-0: {gpus: 0.5, node_type: L4}, pair-1: {node_type: L4}}", "hand.yaml")
+    found = json.loads(m2mkd("plan", tiny, *ON_GPUS, "--cluster", nodes, "--placement", hand, "--json").out)
+    seats = {seat["stage"]: seat for seat in found["seats"]}
+    assert (seats["pair-0"]["seat"], seats["pair-0"]["type"]) == ("0.5 GPU", "L4")
+    assert (seats["pair-1"]["seat"], seats["pair-1"]["type"]) == ("1 GPU", "L4")
+
+
+def test_all_mistakes_of_a_placement_file_are_told_at_once(m2mkd, tiny, nodes, tmp_path) -> None:
+    hand = write(
+        tmp_path,
+        "{pair-9: {devices: 2}, pair-0: {devices: 3, gpu: 1}, pair-1: {cohort: a, gpus: 2}, split: {node_type: T4},"
+        " finetune: {devices: 7}, meta: {cohort: b}, assemble: {cohort: b, gpus: 0.5}}",
+        "hand.yaml",
+    )
+    ended = m2mkd("plan", tiny, *ON_GPUS, "--cluster", nodes, "--placement", hand)
+    assert ended.code == 2
+    for said in (
+        "the plan has no stage 'pair-9'; it has data,",
+        "pair-0.gpu: Extra inputs are not permitted",
+        "pair-1.gpus: Input should be less than or equal to 1",
+        "split is to be on T4, but the nodes are of H100, L4",
+        "finetune cannot run on 7 devices, but on 1 only",
+        "assemble has more than one of devices, cohort and gpus",
+        "assemble uses no GPU, so it cannot have 0.5 of one",
+        "meta, assemble are no mates, so they cannot be the cohort 'b'",
+    ):
+        assert said in ended.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("placement.pairs.resources={cpus: 64, gpus: 1}", "ask for 64 CPUs and 1 GPU, but no node has so much"),
+        ("placement.pairs.resources={cpus: 1, gpus: 4}", "ask for 1 CPU and 4 GPUs, but no node has so much"),
+        ("placement.pairs.resources={cpus: 1, memory_gb: 900}", "900 GB of memory, but no node has so much"),
+    ],
+)
+def test_what_no_node_can_hold_is_refused_with_what_is_missing(settings, says, m2mkd, tiny, nodes) -> None:
+    ended = m2mkd("plan", tiny, "--set", settings, "--cluster", nodes)
+    assert ended.code == 1
+    assert "pair-0, pair-1" in ended.err
+    assert says in ended.err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2]", "has neither `nodes:`"),
+        ("nodes: []", "does not describe nodes"),
+        ("nodes: [{type: a, cpus: 0, gpu: 2}]", "nodes.0.gpu: Extra inputs"),
+        ("a: [", "is not YAML"),
+        ("available_node_types: {w: {max_workers: 2}}", "Node type 'w' of"),
+        ("available_node_types: 3", "expected node types by name"),
+    ],
+)
+def test_mistakes_of_a_cluster_file_are_told(text, says, m2mkd, tiny, tmp_path) -> None:
+    ended = m2mkd("plan", tiny, "--cluster", write(tmp_path, text))
+    assert ended.code == 2
+    assert says in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--cluster", "gone.yaml"), "Cannot read the cluster file gone.yaml"),
+        (("--cluster", "local", "--placement", "best"), "no placement 'best'. Known: auto, given, alone, cohort"),
+        (("--cluster", "local", "--placement", "gone.yaml"), "Cannot read the placement file gone.yaml"),
+        (("--plot", "x.png"), "say which with --cluster"),
+        (("--cluster", "local", "--plot", "gone/x.png"), "Cannot write the chart gone/x.png"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_options_are_told(arguments, says, m2mkd, tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = m2mkd("plan", tiny, *arguments)
+    assert ended.code == 2
+    assert says in ended.err
