@@ -85,7 +85,9 @@ class Planner:
         self._members = members
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
-        """See `Placer`."""
+        """See `Placer`. Where no nodes are known, every stage gets a seat as it asks for it."""
+        if not view.nodes:
+            return [Seat((stage,), stage.resources) for stage in ready]
         types = _types(view.nodes)
         works = self.works(ready, view.nodes, view.seconds)
         taken = [each for occupied in view.occupied for each in self._taken(occupied, view, types)]
@@ -165,12 +167,13 @@ class Planner:
 
     def _taken(self, occupied: Occupied, view: View, types: Counter[str]) -> list[Taken]:
         """What a seat at work holds, and until when it is expected to."""
-        if occupied.node is None:
+        where = occupied.node or occupied.seat.node  # a seat that waits for its node's worker has the place already
+        if where is None:
             return []
-        type_name = next((device_type(node) for node in view.nodes if node_id(node) == occupied.node), "")
+        type_name = next((device_type(node) for node in view.nodes if node_id(node) == where), "")
         expected = self.expected_s(occupied.seat, type_name, view)
         until = max(expected - occupied.since_s, _LEAST_LEFT * expected, 1e-3)
-        return [Taken(occupied.node, resources, until) for resources in held_by(occupied.seat)]
+        return [Taken(where, resources, until) for resources in held_by(occupied.seat)]
 
     def expected_s(self, seat: Seat, type_name: str, view: View) -> float:
         """How long a seat takes on devices of a type; a share below what a work keeps busy makes it slower."""

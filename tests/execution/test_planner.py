@@ -246,4 +246,9 @@ def test_what_comes_and_goes_is_planned_anew() -> None:
     planner = Planner()
     assert len(planner.seats(ready, View([gpu_node("a", 1)]))) == 1
     assert len(planner.seats(ready, View([gpu_node("a", 1), gpu_node("b", 1)]))) == 2
-    assert planner.seats(ready, View([])) == []
+    assert [seat.node for seat in planner.seats(ready, View([]))] == [None] * 3
+
+
+def test_a_node_whose_worker_has_not_begun_is_not_given_away_again() -> None:
+    submitted = Occupied(Seat((stage("s0"),), GPU, "id-a"), None, 0.0)
+    assert Planner().seats([stage("s1")], View([gpu_node("a", 1)], [submitted])) == []
