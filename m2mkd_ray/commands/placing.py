@@ -190,10 +190,10 @@ def profiling(stage: "Stage", type_name: str) -> "Stage":
     """The stage that measures what a module's training and its siblings cost on a type of device."""
     from m2mkd_ray.execution import Stage
     from m2mkd_ray.stages import profile
-    from m2mkd_ray.training import TrainPlacement
+    from m2mkd_ray.stages.incubate import IncubatePlacement
 
     of: IncubateConfig = stage.config  # type: ignore[assignment]  # only stages that train a module come here
-    assert isinstance(stage.placement, TrainPlacement)
+    assert isinstance(stage.placement, IncubatePlacement)
     config = profile.ProfileConfig(
         blueprint=of.blueprint,
         module=of.module,
@@ -205,7 +205,7 @@ def profiling(stage: "Stage", type_name: str) -> "Stage":
     )
     needs = {"data": stage.needs["data"]} if "data" in stage.needs else {}
     name = "profile-" + type_name.replace(" ", "-")
-    return Stage(name, profile.run, config, needs, stage.resources, stage.placement, of=stage.of)
+    return Stage(name, profile.run, config, needs, stage.placement.resources, stage.placement, of=stage.of)
 
 
 def profiles(stages: "Sequence[Stage]", nodes: "Sequence[Node]") -> "list[Stage]":

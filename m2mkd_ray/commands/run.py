@@ -1,7 +1,7 @@
 """`m2mkd run`: carry a plan out, from where the store is."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +9,21 @@ import typer
 
 from m2mkd_ray.commands.log import log_file
 from m2mkd_ray.commands.output import print_json
-from m2mkd_ray.commands.session import AsJson, RecipeName, Session, Settings, StoreRoot, Verbose, planned, session
+from m2mkd_ray.commands.session import (
+    AsJson,
+    PlacementName,
+    RecipeName,
+    Session,
+    Settings,
+    StoreRoot,
+    Verbose,
+    planned,
+    session,
+)
 
 if TYPE_CHECKING:
-    from m2mkd_ray.execution import Launcher, Outcome, Stage, Store
+    from m2mkd_ray.execution import Event, Launcher, Outcome, Stage, Store
+    from m2mkd_ray.execution.placement import Placer
     from m2mkd_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -71,6 +82,7 @@ def run(
     launcher: LauncherOption = LauncherName.RAY,
     address: Address = None,
     num_cpus: NumCpus = None,
+    placement: PlacementName = "given",
     stall_timeout: StallTimeout = 1800.0,
     wait_timeout: WaitTimeout = 3600.0,
     verify: Annotated[
@@ -91,11 +103,13 @@ def run(
     machine = _launcher(now, chosen, stages, launcher, address, num_cpus, verify=verify)
     try:
         with follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as follow:
+            place = _placer(placement, chosen, stages, opened, machine)
             outcome = execute(
                 stages,
                 opened,
                 machine,
-                on_event=follow,
+                place=place,
+                on_event=follow if machine.runs_in_process else _also_to_prometheus(follow, stages),
                 verify=verify,
                 stall_timeout_s=stall_timeout or None,
                 wait_timeout_s=wait_timeout or None,
@@ -110,6 +124,20 @@ def run(
     outcome.raise_for_failures()
     if not as_json:
         _print_result(result, outcome, opened)
+
+
+def _placer(name: str, recipe: "Recipe", stages: "Sequence[Stage]", store: "Store", launcher: "Launcher") -> "Placer":
+    from m2mkd_ray.commands.measuring import placer_of
+    from m2mkd_ray.execution.ray_launcher import RayLauncher
+
+    grows = isinstance(launcher, RayLauncher) and launcher.may_grow()
+    return placer_of(name, recipe, stages, store, launcher, grows=grows)
+
+
+def _also_to_prometheus(follow: "Callable[[Event], None]", stages: "Sequence[Stage]") -> "Callable[[Event], None]":
+    from m2mkd_ray.execution.metrics import ExecutorMetrics, each
+
+    return each(follow, ExecutorMetrics(stages))
 
 
 def _launcher(
