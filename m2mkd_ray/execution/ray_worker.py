@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import ray
@@ -86,13 +87,19 @@ class OnNode:
         report_metrics(job.name, job.of, job.address, step, total_steps, metrics)
 
 
+@cache
+def _actor_class() -> Any:
+    """Made once: Ray looks through a class and exports it for every `ray.remote`, which takes 40 ms."""
+    return ray.remote(Worker)
+
+
 def ask_for_worker(resources: Resources, node: str | None) -> Any:
     """An actor with these resources, on a node if one is named; it comes up when there is room.
 
     Ray restarts it never (`max_restarts=0`): the executor does, which counts kinds of failure apart.
     """
     return (
-        ray.remote(Worker)
+        _actor_class()
         .options(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
