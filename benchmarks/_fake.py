@@ -22,7 +22,7 @@ class Nap(BaseModel, frozen=True, extra="forbid"):
 class Machine(BaseModel, frozen=True, extra="forbid"):
     """Where naps are taken."""
 
-    checkpoint_every_s: float = 1.0
+    checkpoint_every_s: float = 2.0
     speeds: dict[str, float] = {}
     """Of nodes by id; 1 where none is given."""
 

@@ -62,6 +62,8 @@ class Worker:
                 importlib.import_module(module)
             except Exception:
                 logger.warning("%s cannot be imported; whoever needs it will say so", module, exc_info=True)
+        if not gc.get_freeze_count():
+            gc.freeze()  # what is imported stays: looking through it takes 0.1 s after every seat
 
     def _run(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store, around: "OnNode") -> Iterator[End]:
         try:
