@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.cloudpickle
@@ -70,6 +70,10 @@ class _Work:
     shape: Shape
     inside: dict[str, None] = field(init=False)
     """Addresses of those that have not left, in order."""
+    is_taken: bool = False
+    """Whether a worker has begun with it."""
+    deaths: int = 0
+    """Workers that were given it and died before they had begun."""
 
     def __post_init__(self) -> None:
         self.inside = dict.fromkeys(job.address for job in self.jobs)
@@ -101,9 +105,6 @@ class _Worker:
         return self.where is not None and shape.node in (None, self.where["node_id"])
 
 
-_Step = Literal["up", "taken", "left"]
-
-
 class Pool:
     """The workers of one driver.
 
@@ -117,7 +118,8 @@ class Pool:
         self._prewarm = tuple(prewarm)
         self._queue: list[_Work] = []
         self._workers: dict[_Worker, None] = {}  # a set that keeps its order: the oldest first
-        self._inbox: queue.SimpleQueue[tuple[_Worker, _Step, Future[Any]]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[_Worker, _Work | None, Future[Any]]] = queue.SimpleQueue()
+        """Who answered, of which work (None: that it is up), and what."""
         self._next_look = 0.0
         self._hub: Hub | None = None
         """Of what workers share; there with the first seat that is handed out."""
@@ -209,16 +211,16 @@ class Pool:
     def _ask(self, shape: Shape) -> None:
         worker = _Worker(ask_for_worker(shape.resources, shape.node), shape)
         self._workers[worker] = None
-        self._listen(worker, "up", worker.actor.where.remote())
+        self._listen(worker, None, worker.actor.where.remote())
 
     def _give(self, worker: _Worker, work: _Work) -> None:
         """Everything that the worker has to do is asked for at once, so that it never waits for the driver."""
         self._hub = self._hub or start_hub()
         worker.work = work
         pickled = ray.cloudpickle.dumps(list(work.jobs))
-        self._listen(worker, "taken", worker.actor.take.remote(pickled, list(work.inside), work.store, self._hub))
+        self._listen(worker, work, worker.actor.take.remote(pickled, list(work.inside), work.store, self._hub))
         for _ in work.inside:
-            self._listen(worker, "left", worker.actor.next.remote())
+            self._listen(worker, work, worker.actor.next.remote())
         worker.actor.rest.remote(self._prewarm)
 
     def _end(self, worker: _Worker) -> None:
@@ -227,27 +229,31 @@ class Pool:
 
     # What they say
 
-    def _listen(self, worker: _Worker, step: _Step, reference: Any) -> None:
-        reference.future().add_done_callback(lambda future: self._inbox.put((worker, step, future)))
+    def _listen(self, worker: _Worker, work: _Work | None, reference: Any) -> None:
+        reference.future().add_done_callback(lambda future: self._inbox.put((worker, work, future)))
 
-    def _hear(self, worker: _Worker, step: _Step, future: "Future[Any]") -> list[Report]:
+    def _hear(self, worker: _Worker, work: _Work | None, future: "Future[Any]") -> list[Report]:
         if worker not in self._workers:
             return []  # it was ended, or its death was told already
         try:
             result = future.result()
         except ray.exceptions.RayError as error:
-            return self._lose(worker, step, error)
-        if step == "up":
+            return self._lose(worker, error)
+        if work is None:
             worker.where, worker.idle_since = result, time.monotonic()
             del self._lost_starts[worker.shape]
             return []
-        assert worker.work is not None
+        started = self._start(worker, work)
+        return started if result is None else [*started, self._leave(worker, work, result)]
+
+    def _start(self, worker: _Worker, work: _Work) -> list[Report]:
+        """The first sign that a worker has taken its work."""
+        if work.is_taken:
+            return []
         assert worker.where is not None
-        if step == "taken":
-            addresses = list(worker.work.inside)
-            where = worker.where if len(addresses) == 1 else {**worker.where, "cohort": addresses}
-            return [Started(address, where) for address in addresses]
-        return [self._leave(worker, worker.work, result)]
+        work.is_taken, addresses = True, list(work.inside)
+        where = worker.where if len(addresses) == 1 else {**worker.where, "cohort": addresses}
+        return [Started(address, where) for address in addresses]
 
     def _leave(self, worker: _Worker, work: _Work, end: Report) -> Report:
         """A member came to its end; after the last one the worker is free."""
@@ -260,16 +266,17 @@ class Pool:
                 self._end(worker)
         return end
 
-    def _lose(self, worker: _Worker, step: _Step, error: ray.exceptions.RayError) -> list[Report]:
+    def _lose(self, worker: _Worker, error: ray.exceptions.RayError) -> list[Report]:
         """A worker died, or was never to be had."""
         self._end(worker)
-        if step == "taken" and worker.work is not None and not isinstance(error, _RAISED):
+        if worker.work is None:
+            return self._lose_at_start(worker, error)
+        worker.work.deaths += 1
+        if not worker.work.is_taken and worker.work.deaths < _STARTS and not isinstance(error, _RAISED):
             logger.info("A worker died while it was idle; %s gets another one", ", ".join(worker.work.inside))
             self._queue.insert(0, worker.work)
             return []
-        if worker.work is not None:
-            return [failed(address, error) for address in worker.work.inside]
-        return self._lose_at_start(worker, error)
+        return [failed(address, error) for address in worker.work.inside]
 
     def _lose_at_start(self, worker: _Worker, error: ray.exceptions.RayError) -> list[Report]:
         """A worker never came up. No seat is to blame; but where it goes on, the first that waits is told of it."""
