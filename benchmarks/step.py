@@ -29,6 +29,7 @@ from benchmarks._run import write
 from benchmarks.plain_step import PlainStep
 from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
 from m2mkd_ray.models import create_vit, family, split
+from m2mkd_ray.models.class_token import class_token_alone
 from m2mkd_ray.recipes import find_recipe
 from m2mkd_ray.training import ModuleDistillation, TorchEngine, TrainConfig
 from m2mkd_ray.training.engine import local_device
@@ -84,6 +85,7 @@ class OurStep:
 
     def __init__(self, of: Modules, index: int, precision: Precision, *, compile: bool = False) -> None:
         meta, student, teacher = of
+        meta, student, teacher = [*meta[:-1], class_token_alone(meta[-1])], *map(class_token_alone, (student, teacher))
         self.objective = ModuleDistillation(meta, index, student, teacher)
         self.engine = TorchEngine(self.objective, TrainConfig(epochs=1, lr=1e-3, precision=precision), compile=compile)
 
