@@ -104,7 +104,7 @@ class _Hub:
         stream: Any = (
             ray.remote(Stream)
             .options(
-                num_cpus=self._sharing.cpus,
+                num_cpus=0,
                 max_restarts=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(place[0], soft=False),
             )

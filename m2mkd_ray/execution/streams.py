@@ -7,22 +7,28 @@ never more than a window ahead of the slowest. One that asks for nothing, though
 others wait for room, is let go after `patience_s`: it may be dead, and if it comes
 back, it makes its own until it finds a window that has its step.
 
-All state is changed in the actor's event loop; only making is done in a thread, so
-there are no locks. The consumer's side and the hub, which starts and ends these
+Making is done by its *hands*, actors beside it: more than one where one process
+cannot make as fast as the node trains, and one that dies takes no made step with it,
+as the stream owns what they return. All state is changed in the stream's event loop,
+so there are no locks. The consumer's side and the hub, which starts and ends these
 actors, are in `sharing.py`.
 """
 
 import asyncio
+import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import ray
 import ray.cloudpickle
+import ray.exceptions
 from pydantic import BaseModel, Field
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -31,6 +37,10 @@ _MIN_STEPS = 4
 _REACH = 16
 """Steps by which a new consumer may be off the window. All consumers of a stream that died come back within it."""
 _TICK_S = 0.5
+_DEATHS = 2
+"""Hands that may die of a step before its consumers have to make it."""
+
+logger = logging.getLogger(__name__)
 
 
 class Sharing(BaseModel, frozen=True, extra="forbid"):
@@ -49,8 +59,10 @@ class Sharing(BaseModel, frozen=True, extra="forbid"):
     """A new stream drops nothing for so long, so that workers which start at about the same time share all of it."""
     idle_s: float = Field(300.0, gt=0)
     """A stream that nobody has asked for so long ends: its consumers are dead."""
+    hands: int = Field(1, gt=0)
+    """Processes that make the steps of a stream; as many steps are made at the same time."""
     cpus: float = Field(0.0, ge=0)
-    """CPU cores that a stream reserves; 0 starts on a node that is full, as the workers' own loading would."""
+    """CPU cores that each hand reserves; 0 starts on a node that is full, as the workers' own loading would."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Counts:
     let_go: int = 0
     """Consumers that were not waited for."""
     cpu_s: float = 0.0
-    """CPU seconds of making, of the thread that does it."""
+    """CPU seconds of making, of the processes that do it."""
     peak_bytes: int = 0
     """Most that a window held."""
 
@@ -108,26 +120,53 @@ class _Step:
     bytes: int
 
 
-class Stream:
-    """The actor. `maker` is pickled, so that threads are set before it imports anything."""
+@dataclass(frozen=True)
+class _Cost:
+    bytes: int
+    cpu_s: float
 
-    def __init__(self, maker: bytes, sharing: Sharing) -> None:
+
+class Hand:
+    """An actor that makes steps. The maker comes pickled, so that threads are set before it imports anything."""
+
+    def __init__(self, maker: bytes) -> None:
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self._pickled, self._sharing = maker, sharing
+        self._pickled = maker
         self._make: Callable[[int], Arrays] | None = None
+
+    def make(self, step: int) -> tuple[Arrays, _Cost]:
+        """The step's arrays, and what they cost."""
+        if self._make is None:
+            self._make = ray.cloudpickle.loads(self._pickled)()
+        began = time.process_time()
+        arrays = tuple(np.ascontiguousarray(array) for array in self._make(step))
+        return arrays, _Cost(sum(array.nbytes for array in arrays), time.process_time() - began)
+
+    def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+
+class Stream:
+    """The actor of a stream."""
+
+    def __init__(self, maker: bytes, sharing: Sharing) -> None:
+        self._pickled, self._sharing = maker, sharing
+        self._hands = [self._hand() for _ in range(sharing.hands)]
+        """Those that have nothing to do."""
         self._consumers: dict[str, _Consumer] = {}
         self._made: dict[int, _Step] = {}
+        self._making: dict[int, asyncio.Task] = {}
+        self._deaths: Counter[int] = Counter()
         self._failed: dict[int, str] = {}
         self._low: int | None = None
         """No step before it is made (any more); None as long as nobody has joined."""
         self._first = 0
         self._gathers_until = 0.0
         self._counts = Counts()
-        self._cpu_s = 0.0
         self._step_bytes = 0
         self._changed = asyncio.Condition()
-        self._thread = ThreadPoolExecutor(1)
         self._work: asyncio.Task | None = None
 
     async def join(self, consumer: str, start: int, stop: int) -> bool:
@@ -177,7 +216,7 @@ class Stream:
 
     async def counts(self) -> Counts:
         """What it has done so far."""
-        return self._counts + Counts(cpu_s=self._cpu_s)
+        return self._counts
 
     async def idle_s(self) -> float:
         """Seconds since anybody asked for anything."""
@@ -186,9 +225,9 @@ class Stream:
             return 0.0
         return time.monotonic() - max((consumer.asked for consumer in consumers), default=0.0)
 
-    async def pid(self) -> int:
-        """Its process."""
-        return os.getpid()
+    async def pids(self) -> list[int]:
+        """Its process, and those of its hands that have nothing to do."""
+        return [os.getpid(), *[await hand.pid.remote() for hand in self._hands]]
 
     @property
     def _is_gathering(self) -> bool:
@@ -212,20 +251,36 @@ class Stream:
             self._changed.notify_all()
 
     async def _make_ahead(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            step = self._next()
+            step = self._next() if self._hands else None
             if step is None:
                 await self._wait()
-                continue
-            try:
-                made = await loop.run_in_executor(self._thread, self._put, step)
-            except Exception as error:  # the consumer makes the step itself, and raises it where it is read
-                self._failed[step] = f"{type(error).__name__}: {error}"
             else:
-                self._made[step], self._step_bytes = made, made.bytes
-                self._counts += Counts(made=1, peak_bytes=self._held)
-            await self._say()
+                self._making[step] = asyncio.create_task(self._make(step, self._hands.pop()))
+
+    async def _make(self, step: int, hand: Any) -> None:
+        arrays, cost = hand.make.options(num_returns=2).remote(step)
+        try:
+            known = await cost
+        except ray.exceptions.RayTaskError as error:  # its consumers make the step, and raise it where it is read
+            self._failed[step] = str(error.cause)
+        except ray.exceptions.RayError as error:
+            logger.warning("A hand died at step %d, another takes its place: %s", step, error)
+            self._deaths[step] += 1
+            if self._deaths[step] == _DEATHS:
+                self._failed[step] = "the processes that made it died"
+            hand = self._hand()
+        else:
+            self._made[step], self._step_bytes = _Step(arrays, known.bytes), known.bytes
+            self._counts += Counts(made=1, cpu_s=known.cpu_s, peak_bytes=self._held)
+        self._hands.append(hand)
+        del self._making[step]
+        await self._say()
+
+    def _hand(self) -> Any:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": self._sharing.cpus, "max_restarts": 0, "scheduling_strategy": here}
+        return ray.remote(Hand).options(**options).remote(self._pickled)
 
     async def _wait(self) -> None:
         """Until something changes, or the time has come to look who is late."""
@@ -234,14 +289,6 @@ class Stream:
                 await self._changed.wait()
         except TimeoutError:
             return
-
-    def _put(self, step: int) -> _Step:
-        began = time.thread_time()
-        if self._make is None:
-            self._make = ray.cloudpickle.loads(self._pickled)()
-        arrays = tuple(np.ascontiguousarray(array) for array in self._make(step))
-        self._cpu_s += time.thread_time() - began
-        return _Step(ray.put(arrays), sum(array.nbytes for array in arrays))
 
     @property
     def _held(self) -> int:
@@ -253,7 +300,8 @@ class Stream:
             return None
         slowest = min(consumer.position for consumer in self._consumers.values())
         stop = max(consumer.stop for consumer in self._consumers.values())
-        step = next((step for step in range(slowest, stop) if not self._is_done(step)), None)
+        waits = (step for step in range(slowest, stop) if not self._is_done(step) and step not in self._making)
+        step = next(waits, None)
         if step is None:
             return None
         self._drop_before(slowest)
@@ -271,7 +319,8 @@ class Stream:
 
     @property
     def _has_room(self) -> bool:
-        return len(self._made) < _MIN_STEPS or self._held + self._step_bytes <= self._sharing.window_bytes
+        coming = (len(self._making) + 1) * self._step_bytes
+        return len(self._made) + len(self._making) < _MIN_STEPS or self._held + coming <= self._sharing.window_bytes
 
     def _drop_before(self, slowest: int) -> None:
         """Drop steps that all have taken, oldest first, until there is room."""

@@ -88,6 +88,12 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (one that ended and waits for its parent does not)."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
 def streams(hub: Hub) -> list[Any]:
     return [stream for _, stream in ray.get(hub.actor.streams.remote())]
 
@@ -195,13 +201,41 @@ def test_a_stream_that_dies_is_replaced_and_all_go_on_from_their_step(
     if how == "ray.kill":
         ray.kill(stream)
     else:
-        os.kill(ray.get(stream.pid.remote()), signal.SIGKILL)
+        os.kill(ray.get(stream.pids.remote())[0], signal.SIGKILL)
     for seen in ray.get(reading, timeout=60):
         assert is_as_alone(seen, maker, 0, 40)
         assert not any(one.is_own for one in seen)
     # Made again: at most the window and what was in hand.
     assert len(maker.calls()) <= 40 + 4 + 4
     assert len(maker.calls(39)) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_a_hand_that_dies_is_replaced_and_no_step_is_lost(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub = hub_of(**SMALL)
+    some = readers(2)
+    reading = [one.read.remote(hub, maker, 0, 40, {}, 0.1) for one in some]
+    wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
+    (hand,) = {call.name.split("-")[1] for call in maker.calls()}
+    os.kill(int(hand), signal.SIGKILL)
+    for seen in ray.get(reading, timeout=60):
+        assert is_as_alone(seen, maker, 0, 40)
+        assert not any(one.is_own for one in seen)
+    assert hub.counts().made == 40
+    assert 40 <= len(maker.calls()) <= 41  # what it was making is begun again
+
+
+@pytest.mark.ray
+def test_several_hands_make_steps_at_the_same_time(hub_of: Callable[..., Hub], tmp_path: Path) -> None:
+    maker = Maker(tmp_path, sleep_s=0.3)
+    hub = hub_of(hands=3)
+    (seen,) = read(readers(1), hub, maker, 30)
+    assert is_as_alone(seen, maker, 0, 30)
+    assert not any(one.is_own for one in seen)
+    assert len(maker.calls()) == 30
+    assert len({call.name.split("-")[1] for call in maker.calls()}) == 3
+    assert seen[-1].at - seen[8].at < 0.5 * 0.3 * 21
 
 
 @pytest.mark.ray
@@ -233,6 +267,21 @@ def test_without_a_hub_readers_make_their_own(hub_of: Callable[..., Hub], maker:
         assert seen[-1].is_own
     (seen,) = read(readers(1), hub, maker, 5)  # and those who come after its end
     assert all(one.is_own for one in seen)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_all_processes_of_a_hub_end_with_it(hub_of: Callable[..., Hub], maker: Maker) -> None:
+    hub, node = hub_of(hands=2), ray.get_runtime_context().get_node_id()
+    stream = shared_stream(hub, node, "key", maker, 0, 10, "here")
+    next(stream)
+    wait_for(lambda: len(maker.calls()) == 10)
+    (actor,) = streams(hub)
+    pids = ray.get(actor.pids.remote())
+    assert len(pids) == 3
+    hub.end()
+    wait_for(lambda: not any(is_alive(pid) for pid in pids))
+    assert sum(1 for _ in stream) == 9
 
 
 @pytest.mark.ray
