@@ -32,7 +32,7 @@ def train(
 ) -> nn.Module:
     engine = TorchEngine(objective, config)
     for step in range(3):
-        take_step(engine, *feed[step], lr=1e-2, micro_batch=micro_batch)
+        take_step(engine, *feed[step][:2], lr=1e-2, micro_batch=micro_batch)
     engine.end()
     return objective.model
 
@@ -61,7 +61,7 @@ def test_the_torch_engine_is_the_textbooks_loop(plain: Callable[[], Classificati
         [{"params": rest, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 0.05}], lr=1e-2, eps=1e-3
     )
     for step in range(3):
-        images, targets = feed[step]
+        images, targets = feed[step][:2]
         loss = -(targets * objective.model(images).log_softmax(-1)).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -82,7 +82,7 @@ def test_micro_batches_take_the_step_of_the_whole_batch(
 
 
 def test_what_is_logged_is_the_mean_over_the_whole_batch(plain: Callable[[], Classification], feed: Batches) -> None:
-    images, targets = feed[0]
+    images, targets = feed[0][:2]
     with torch.no_grad():
         expected, _ = plain()(images, targets)
     logs = take_step(TorchEngine(plain(), CONFIG), images, targets, lr=0.0, micro_batch=6)
@@ -94,7 +94,11 @@ def test_the_learning_rate_is_the_one_it_is_told(
 ) -> None:
     objective = plain()
     before = copy_of(objective.model)
+<<<<<<< HEAD
     take_step(TorchEngine(objective, CONFIG), *feed[0], lr=0.0)
+=======
+    TorchEngine(objective, CONFIG).step(*feed[0][:2], lr=0.0)
+>>>>>>> e39fcc8 (Give an engine's test the images and targets of a batch alone)
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.model.state_dict().items())
 
 
@@ -106,7 +110,11 @@ def test_clipping_bounds_the_step(plain: Callable[[], Classification], feed: Bat
         config = CONFIG.model_copy(update={"clip_norm": clip_norm, "eps": 1e3, "weight_decay": 0.0})
         engine = TorchEngine(objective, config)
         before = torch.cat([p.detach().flatten().clone() for p in objective.model.parameters()])
+<<<<<<< HEAD
         take_step(engine, *feed[0], lr=1e3)
+=======
+        engine.step(*feed[0][:2], lr=1e3)
+>>>>>>> e39fcc8 (Give an engine's test the images and targets of a batch alone)
         steps[clip_norm] = (torch.cat([p.detach().flatten() for p in objective.model.parameters()]) - before).norm()
     assert steps[1e-3] == pytest.approx(1e-3, rel=1e-2)
     assert steps[None] > 0.1
@@ -127,12 +135,21 @@ def test_saved_state_is_taken_up_bit_for_bit(
     classification: Callable[..., Classification], feed: Batches, tmp_path: Path
 ) -> None:
     engine = TorchEngine(classification(dropout=0, drop_path=0), CONFIG)
+<<<<<<< HEAD
     take_step(engine, *feed[0], lr=1e-2)
     engine.snapshot()(tmp_path)
     other = TorchEngine(classification(seed=5, dropout=0, drop_path=0), CONFIG)
     other.load(tmp_path)
     for each in (engine, other):
         take_step(each, *feed[1], lr=1e-2)
+=======
+    engine.step(*feed[0][:2], lr=1e-2)
+    engine.save(tmp_path)
+    other = TorchEngine(classification(seed=5, dropout=0, drop_path=0), CONFIG)
+    other.load(tmp_path)
+    for each in (engine, other):
+        each.step(*feed[1][:2], lr=1e-2)
+>>>>>>> e39fcc8 (Give an engine's test the images and targets of a batch alone)
     one, two = (each.objective.trainable.state_dict() for each in (engine, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
