@@ -1,20 +1,22 @@
 """`m2mkd run --placement auto`: measure first what the modules cost on each type of device that is there."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from m2mkd_ray.commands.placing import placer, profiling, works_of
-from m2mkd_ray.errors import UsageError
+from m2mkd_ray.commands.placing import placer, profiles, works_of
+from m2mkd_ray.commands.seats import seat_problems
+from m2mkd_ray.errors import PlanError, UsageError
 from m2mkd_ray.execution import Launcher, Stage, Store, execute
 from m2mkd_ray.execution.devices import device_type
+from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.fleet import node_id
 from m2mkd_ray.execution.placement import Placer, Seat, View
+from m2mkd_ray.execution.planner import Planner
 from m2mkd_ray.stages.incubate import IncubateConfig
 from m2mkd_ray.stages.profile import ProfileConfig
 
 if TYPE_CHECKING:
-    from m2mkd_ray.execution.works import Work
     from m2mkd_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def placer_of(
 
     Raises:
         UsageError: there is no such placement, it does not fit the plan, or stages run in this process.
+        PlanError: stages that no node can hold, with what is missing.
     """
     if name == "given":
         return placer(name, stages, {})
@@ -60,15 +63,17 @@ def placer_of(
     asked = placer(name, stages, {}, nodes=nodes, grows=grows)  # a mistake in a file is told before anything starts
     if not any(isinstance(stage.config, IncubateConfig) for stage in todo):
         return asked
-    _measure(todo, types, store, launcher)
-    works: Mapping[str, Work] = works_of(todo, recipe, types, store)
-    return placer(name, stages, works, nodes=nodes, grows=grows)
+    _measure(todo, nodes, store, launcher)
+    place = placer(name, stages, works_of(todo, recipe, types, store), nodes=nodes, grows=grows)
+    if isinstance(place, Planner) and not grows:
+        modules = [stage for stage in todo if isinstance(stage.config, IncubateConfig)]
+        if problems := seat_problems(modules, nodes, place.works(modules, nodes, {})):
+            raise PlanError("\n".join(["These stages can never be placed:", *(f"- {text}" for text in problems)]))
+    return place
 
 
-def _measure(stages: Sequence[Stage], types: Sequence[str], store: Store, launcher: Launcher) -> None:
+def _measure(stages: Sequence[Stage], nodes: Sequence[Node], store: Store, launcher: Launcher) -> None:
     """Run the profiles that are not complete. One that fails costs the plan its measure, not the run its start."""
-    modules = [stage for stage in stages if isinstance(stage.config, IncubateConfig)]
-    profiles = {stage.address: stage for each in modules for stage in (profiling(each, name) for name in types)}
-    outcome = execute(list(profiles.values()), store, launcher, place=OnItsType())
+    outcome = execute(profiles(stages, nodes), store, launcher, place=OnItsType())
     for failure in outcome.failed:
         logger.warning("%s failed, so FLOPs stand for its measure: %s", failure.stage.name, failure.message)

@@ -1,6 +1,6 @@
 """What commands know of places: costs of stages, and who decides about seats (`--placement`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ class SeatByHand(BaseModel, frozen=True, extra="forbid"):
 def placer(
     name: str,
     stages: "Sequence[Stage]",
-    works: "Mapping[str, Work] | Callable[[], Mapping[str, Work]]",
+    works: "Mapping[str, Work]",
     *,
     nodes: "Sequence[Node]" = (),
     grows: bool = False,
@@ -209,10 +209,7 @@ def profiling(stage: "Stage", type_name: str) -> "Stage":
 
 
 def profiles(stages: "Sequence[Stage]", nodes: "Sequence[Node]") -> "list[Stage]":
-    """The profiles that tell what stages cost on the nodes: one a kind of training and type of device, each once.
-
-    They need only the data, so in a run they are over long before the first module is trained.
-    """
+    """The profiles that tell what stages cost on the nodes: one a kind of training and type of device, each once."""
     from m2mkd_ray.execution.fleet import devices_for
     from m2mkd_ray.stages.incubate import IncubateConfig
 
@@ -223,30 +220,6 @@ def profiles(stages: "Sequence[Stage]", nodes: "Sequence[Node]") -> "list[Stage]
                 wanted = profiling(stage, name)
                 found.setdefault(wanted.address, wanted)
     return list(found.values())
-
-
-class Costs:
-    """Costs of stages for a planner in a run: profiles count as soon as they are complete.
-
-    Args:
-        stages: the plan.
-        recipe: says where data lie.
-        types: types of device to know the costs on.
-        store: where profiles will be.
-    """
-
-    def __init__(self, stages: "Sequence[Stage]", recipe: "Recipe", types: Sequence[str], store: "Store") -> None:
-        self._stages, self._recipe, self._types, self._store = stages, recipe, types, store
-        self._wanted = {stage.address for stage in stages if stage.name.startswith("profile-")}
-        self._works = works_of(stages, recipe, types, store)
-
-    def __call__(self) -> "Mapping[str, Work]":
-        """The costs as they are known now."""
-        complete = {each for each in self._wanted if self._store.status(each).state == "complete"}
-        if complete:
-            self._wanted -= complete
-            self._works = works_of(self._stages, self._recipe, self._types, self._store)
-        return self._works
 
 
 def _read_profile(stage: "Stage", store: "Store | None") -> "Profile | None":

@@ -11,7 +11,7 @@ its resources say is for placers that plan nothing.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from m2mkd_ray.execution.bounds import refusals
@@ -56,8 +56,7 @@ class Planner:
 
     Args:
         works: measured or expected costs of stages, by address or name; of others, what they took before counts
-            (`View.seconds`), else their FLOPs, else as long as the others on average. A function is asked each
-            time, so that what is measured in the run itself is known from then on.
+            (`View.seconds`), else their FLOPs, else as long as the others on average.
         policy: which forms are considered, see `schedule`.
         speeds: speed of types of device relative to the one on which `View.seconds` were taken; others are
             compared by their peaks (`devices.GPU_TYPES`) with the most common type.
@@ -71,7 +70,7 @@ class Planner:
 
     def __init__(
         self,
-        works: Mapping[str, Work] | Callable[[], Mapping[str, Work]] | None = None,
+        works: Mapping[str, Work] | None = None,
         *,
         policy: Policy = "auto",
         speeds: Mapping[str, float] | None = None,
@@ -79,7 +78,7 @@ class Planner:
         by_hand: Mapping[str, ByHand] | None = None,
         members: int = MEMBERS,
     ) -> None:
-        self._known: Callable[[], Mapping[str, Work]] = works if callable(works) else lambda: works or {}
+        self._known = dict(works or {})
         self._policy, self._speeds, self._grows = policy, speeds, grows
         self._by_hand = dict(by_hand or {})
         self._members = members
@@ -105,7 +104,7 @@ class Planner:
     def works(self, stages: Sequence[Stage], nodes: Sequence[Node], seconds: Mapping[str, float]) -> dict[str, Work]:
         """Costs of stages and how they may run, by address; the works' names are addresses too."""
         types = _types(nodes)
-        measured = self._known()
+        measured = self._known
         costs = {stage.address: self._cost(stage, types, measured, seconds) for stage in stages}
         known = [cost for cost in costs.values() if cost is not None]
         usual = {name: sum(cost.seconds_on(name) for cost in known) / len(known) for name in types} if known else {}

@@ -19,6 +19,7 @@ from m2mkd_ray.data.logits import Logits
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.models import create_vit, drop_path_rates, family, set_drop_path, splice, split
+from m2mkd_ray.models.class_token import class_token_alone
 from m2mkd_ray.models.compute import pair_flops
 from m2mkd_ray.stages.group import Group, tell_errors
 from m2mkd_ray.stages.parts import (
@@ -95,7 +96,8 @@ class Frozen:
     @cached_property
     def meta(self) -> list[nn.Module]:
         """The meta model's modules, first to last."""
-        return load_meta(self.blueprint, self.context.inputs["meta"])
+        *meta, last = load_meta(self.blueprint, self.context.inputs["meta"])
+        return [*meta, class_token_alone(last)]
 
     @cached_property
     def prefix(self) -> Prefix:
@@ -107,7 +109,7 @@ class Frozen:
         if index not in self.hybrids:
             modules = split(create_vit(self.blueprint.teacher), self.blueprint.teacher_depths)
             teacher = load_module(modules[index], context.inputs["split"] / f"module-{index}.safetensors")
-            self.hybrids[index] = TeacherHybrid(self.prefix, index, teacher)
+            self.hybrids[index] = TeacherHybrid(self.prefix, index, class_token_alone(teacher))
         return self.hybrids[index]
 
 
@@ -116,7 +118,7 @@ def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen, rank:
     index, has_teacher = config.index, config.distill.alpha > 0
     cached = cached_logits(config, context, rank, world) if has_teacher else None
     hybrid = frozen.hybrid(index, context) if has_teacher else None
-    student = fresh_module(config)
+    student = class_token_alone(fresh_module(config))
     return Trainee(
         objective=ModuleDistillation(frozen.prefix, index, student, hybrid, **config.distill.model_dump()),
         training=config.training,

@@ -1,13 +1,12 @@
 """The stage `profile-<device>`: what a step of each pair costs here."""
 
 import json
-import shutil
 
 import pytest
 import torch
 
-from m2mkd_ray.commands.placing import Costs, module_flops, placer, profiles, profiling, step_s, works_of
-from m2mkd_ray.execution import Store
+from m2mkd_ray.commands.measuring import OnItsType
+from m2mkd_ray.commands.placing import module_flops, profiles, profiling, step_s, works_of
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.placement import View
 from m2mkd_ray.execution.planner import expected_s
@@ -64,20 +63,13 @@ def test_costs_are_measured_where_a_profile_is_and_else_follow_from_flops(profil
     assert work.shared == pytest.approx(min(shared, prefix / flops))
 
 
-def test_in_a_run_costs_are_measured_from_the_profiles_end_on(chain, tmp_path) -> None:
-    pair, store = chain.stage("pair-0"), Store(str(tmp_path))
-    nodes = [Node("a", {"CPU": 2.0})]
-    wanted = profiles([pair, chain.stage("pair-1")], nodes)
-    assert [stage.name for stage in wanted] == ["profile-cpu"]
-    costs = Costs([pair, *wanted], chain.recipe, ["cpu"], store)
-    before = costs()[pair.address]
-    shutil.copytree(chain.run(wanted[0]), tmp_path / wanted[0].address)
-    after = costs()[pair.address]
-    assert (
-        before.seconds != after.seconds == works_of([pair], chain.recipe, ["cpu"], chain.store)[pair.address].seconds
-    )
-    seats = placer("auto", [pair, *wanted], costs).seats(wanted, View(nodes))
-    assert [seat.node for seat in seats] == ["a"]
+def test_a_profile_is_asked_for_once_a_type_of_device_and_measured_there(chain) -> None:
+    pairs = [chain.stage("pair-0"), chain.stage("pair-1")]
+    nodes = [Node("a", {"CPU": 2.0}), Node("b", {"CPU": 2.0}), Node("c", {"CPU": 4.0, "accelerator_type:L4": 1.0})]
+    wanted = profiles(pairs, nodes)
+    assert [stage.name for stage in wanted] == ["profile-cpu", "profile-L4"]
+    seats = OnItsType().seats(wanted, View(nodes))
+    assert [seat.node in of_type for seat, of_type in zip(seats, (("a", "b"), ("c",)))] == [True, True]
 
 
 def test_a_profile_of_a_gpu_is_not_measured_on_another_device(chain) -> None:

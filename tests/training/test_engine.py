@@ -94,11 +94,7 @@ def test_the_learning_rate_is_the_one_it_is_told(
 ) -> None:
     objective = plain()
     before = copy_of(objective.model)
-<<<<<<< HEAD
-    take_step(TorchEngine(objective, CONFIG), *feed[0], lr=0.0)
-=======
-    TorchEngine(objective, CONFIG).step(*feed[0][:2], lr=0.0)
->>>>>>> e39fcc8 (Give an engine's test the images and targets of a batch alone)
+    take_step(TorchEngine(objective, CONFIG), *feed[0][:2], lr=0.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.model.state_dict().items())
 
 
@@ -110,11 +106,7 @@ def test_clipping_bounds_the_step(plain: Callable[[], Classification], feed: Bat
         config = CONFIG.model_copy(update={"clip_norm": clip_norm, "eps": 1e3, "weight_decay": 0.0})
         engine = TorchEngine(objective, config)
         before = torch.cat([p.detach().flatten().clone() for p in objective.model.parameters()])
-<<<<<<< HEAD
-        take_step(engine, *feed[0], lr=1e3)
-=======
-        engine.step(*feed[0][:2], lr=1e3)
->>>>>>> e39fcc8 (Give an engine's test the images and targets of a batch alone)
+        take_step(engine, *feed[0][:2], lr=1e3)
         steps[clip_norm] = (torch.cat([p.detach().flatten() for p in objective.model.parameters()]) - before).norm()
     assert steps[1e-3] == pytest.approx(1e-3, rel=1e-2)
     assert steps[None] > 0.1
@@ -131,27 +123,71 @@ def test_bf16_is_autocast_over_float32_weights(plain: Callable[[], Classificatio
     torch.testing.assert_close(trained, train(plain(), feed).state_dict(), rtol=0.1, atol=0.02)
 
 
-def test_saved_state_is_taken_up_bit_for_bit(
-    classification: Callable[..., Classification], feed: Batches, tmp_path: Path
+def test_pure_bf16_moves_float32_masters(plain: Callable[[], Classification], feed: Batches) -> None:
+    """A small step is lost on most bfloat16 weights, but not on their masters."""
+    objective, seen = plain(), []
+    objective.model.get_submodule("1.blocks.0.mlp.fc1").register_forward_hook(
+        lambda module, args, out: seen.append((module.weight.dtype, out.dtype))
+    )
+    config = CONFIG.model_copy(update={"precision": "bf16_pure", "weight_decay": 0.0})
+    engine = TorchEngine(objective, config)
+    before = torch.cat([master.flatten().clone() for master in engine.masters.state()])
+    rounded = objective.model.get_submodule("1.head").weight.detach().clone()
+    take_step(engine, *feed[0][:2], lr=1e-7)
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    masters = torch.cat([master.flatten() for master in engine.masters.state()])
+    assert (masters != before).float().mean() > 0.5
+    assert (objective.model.get_submodule("1.head").weight == rounded).float().mean() > 0.9
+    engine.end()
+    assert all(parameter.dtype == torch.float32 for parameter in objective.model.parameters())
+    ended = torch.cat([parameter.detach().flatten() for parameter in objective.model.parameters()])
+    assert torch.equal(ended.sort()[0], masters.sort()[0])
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_pure_bf16_learns_what_float32_learns(
+    micro_batch: int | None, plain: Callable[[], Classification], feed: Batches
 ) -> None:
-    engine = TorchEngine(classification(dropout=0, drop_path=0), CONFIG)
-<<<<<<< HEAD
-    take_step(engine, *feed[0], lr=1e-2)
-    engine.snapshot()(tmp_path)
-    other = TorchEngine(classification(seed=5, dropout=0, drop_path=0), CONFIG)
+    config = CONFIG.model_copy(update={"precision": "bf16_pure"})
+    trained = train(plain(), feed, config, micro_batch=micro_batch).state_dict()
+    torch.testing.assert_close(trained, train(plain(), feed).state_dict(), rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_pure"])
+def test_saved_state_is_taken_up_bit_for_bit(
+    precision: str, classification: Callable[..., Classification], feed: Batches, tmp_path: Path
+) -> None:
+    config = TrainConfig(**{**CONFIG.model_dump(), "precision": precision})
+    engine = TorchEngine(classification(dropout=0, drop_path=0), config)
+    take_step(engine, *feed[0][:2], lr=1e-2)
+    write = engine.snapshot()
+    take_step(engine, *feed[1][:2], lr=1e-2)
+    write(tmp_path)
+    other = TorchEngine(classification(seed=5, dropout=0, drop_path=0), config)
     other.load(tmp_path)
+    take_step(other, *feed[1][:2], lr=1e-2)
     for each in (engine, other):
-        take_step(each, *feed[1], lr=1e-2)
-=======
-    engine.step(*feed[0][:2], lr=1e-2)
-    engine.save(tmp_path)
-    other = TorchEngine(classification(seed=5, dropout=0, drop_path=0), CONFIG)
-    other.load(tmp_path)
-    for each in (engine, other):
-        each.step(*feed[1][:2], lr=1e-2)
->>>>>>> e39fcc8 (Give an engine's test the images and targets of a batch alone)
+        each.end()
     one, two = (each.objective.trainable.state_dict() for each in (engine, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_take_the_same_steps(plain: Callable[[], Classification], feed: Batches) -> None:
+    engine = TorchEngine(plain(), CONFIG, compile=True)
+    for step in range(2):
+        take_step(engine, *feed[step][:2], lr=1e-2)
+    loop = TorchEngine(plain(), CONFIG)
+    for step in range(2):
+        take_step(loop, *feed[step][:2], lr=1e-2)
+    found, expected = (each.objective.trainable.state_dict() for each in (engine, loop))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_deepspeed_refuses_pure_bf16() -> None:
+    config = CONFIG.model_copy(update={"precision": "bf16_pure"})
+    with pytest.raises(ValueError, match="Set precision to bf16, or train with the torch engine"):
+        deepspeed_config(config, DeepSpeedConfig(), rows=8, world=1, micro_batch=None)
 
 
 def test_deepspeeds_settings_add_up() -> None:
@@ -193,7 +229,7 @@ def ranks(folder: Path, world: int, *arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_deepspeed_takes_the_steps_of_torch_and_resumes_bit_for_bit(world: int, feed: Batches, tmp_path: Path) -> None:
-    batches = [tuple(feed[step]) for step in range(3)]
+    batches = [tuple(feed[step][:2]) for step in range(3)]
     torch.save({"config": CONFIG.model_dump(exclude={"precision"}), "batches": batches}, tmp_path / "job.pt")
     ranks(tmp_path, world)
     for zero_stage in (0, 1, 2):
