@@ -17,7 +17,7 @@ from m2mkd_ray.blueprint import Blueprint, Student
 from m2mkd_ray.data import FeedConfig, find
 from m2mkd_ray.data.logits import LogitsFormat
 from m2mkd_ray.data.shards import sha256
-from m2mkd_ray.errors import DataError
+from m2mkd_ray.errors import DataError, UsageError
 from m2mkd_ray.evaluation import Suite, find_suite
 from m2mkd_ray.execution.stage import Spread, Stage
 from m2mkd_ray.models.compute import pair_flops
@@ -103,7 +103,7 @@ def incubation(
         for ranks in range(2, recipe.data.lanes + 1)
         if recipe.data.lanes % ranks == 0
     }
-    flops = pair_flops(config.blueprint, index, module=module, with_teacher=has_teacher and cached is None)
+    flops = _flops(config, with_teacher=has_teacher and cached is None)
     is_exact = recipe.pairs.cache is not None and recipe.pairs.cache.kind == "float32"
     read = {} if cached is None else {"logits": cached}
     return Stage(
@@ -121,6 +121,14 @@ def incubation(
         spread=on_devices,
         flops=flops * images(recipe, phase),
     )
+
+
+def _flops(config: incubate.IncubateConfig, *, with_teacher: bool) -> float:
+    """Of a step, per image; 0 for what cannot be built, a plan that can be looked at and is refused before it runs."""
+    try:
+        return pair_flops(config.blueprint, config.index, module=config.module, with_teacher=with_teacher)
+    except UsageError:
+        return 0.0
 
 
 def teachings(recipe: Recipe, needs: Mapping[str, Stage]) -> dict[str, Stage]:

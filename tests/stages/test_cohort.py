@@ -112,7 +112,7 @@ def test_logits_are_the_teachers_for_every_view(chain, run) -> None:
     for step in (0, 3, batches.steps_per_epoch, batches.steps_per_epoch + 3):
         with torch.no_grad():
             expected = torch.cat([hybrid(part) for part in batches[step].images.split(16)])
-        assert torch.equal(logits(step), expected)
+        torch.testing.assert_close(logits(step), expected)  # the stage computes the last block for one token alone
 
 
 def test_a_member_that_fails_leaves_the_others_at_work(chain, run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from m2mkd_ray.training import Classification, Point, TorchEngine, TrainConfig, 
 TWO_EPOCHS = TrainConfig(epochs=2, lr=1e-2, warmup_epochs=0.5, clip_norm=1.0, validate_every_epochs=0.5)
 EVERY_STEP = TrainPlacement(checkpoint_every_s=0, log_every_steps=1)
 NEVER = TrainPlacement(checkpoint_every_s=1e9)
-CLOCK = {"images_per_s", "data_wait", "first_step_at", "student_s", "peak_memory_gb"}
+CLOCK = {"images_per_s", "data_wait", "train_s", "decodes", "first_step_at", "student_s", "peak_memory_gb"}
 
 
 class Killed(Exception):
