@@ -30,11 +30,17 @@ class TimedLauncher:
         self.submitted: dict[str, float] = {}
 
     def submit(
-        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+        self,
+        jobs: Sequence[Job],
+        store: Store,
+        node: str | None = None,
+        resources: Resources | None = None,
+        *,
+        goes_first: bool = False,
     ) -> None:
         """As the launcher inside."""
         self.submitted |= {job.address: time.time() for job in jobs}
-        self.inner.submit(jobs, store, node, resources)
+        self.inner.submit(jobs, store, node, resources, goes_first=goes_first)
 
     def poll(self, timeout_s: float) -> list[Report]:
         """As the launcher inside."""

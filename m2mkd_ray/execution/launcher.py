@@ -29,13 +29,20 @@ class Launcher(Protocol):
     room."""
 
     def submit(
-        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+        self,
+        jobs: Sequence[Job],
+        store: Store,
+        node: str | None = None,
+        resources: Resources | None = None,
+        *,
+        goes_first: bool = False,
     ) -> None:
         """Have a job, or several as a cohort, run in one worker as soon as there is room for it.
 
         Args:
             node: id of the node that the worker has to be on; None: any.
             resources: of the worker; None: those of the first job.
+            goes_first: before all that wait, instead of after them.
         """
 
     def poll(self, timeout_s: float) -> list[Report]:
@@ -92,10 +99,19 @@ class LocalLauncher:
         self._now: _Seated | None = None
 
     def submit(
-        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+        self,
+        jobs: Sequence[Job],
+        store: Store,
+        node: str | None = None,
+        resources: Resources | None = None,
+        *,
+        goes_first: bool = False,
     ) -> None:
         """See `Launcher`."""
-        self._waiting.append(_Seated(jobs, store))
+        if goes_first:
+            self._waiting.appendleft(_Seated(jobs, store))
+        else:
+            self._waiting.append(_Seated(jobs, store))
 
     def poll(self, timeout_s: float) -> list[Report]:
         """Tells of a start; with each further call runs until one of those that started has come to its end."""

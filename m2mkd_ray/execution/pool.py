@@ -126,9 +126,9 @@ class Pool:
         self._lost_starts: Counter[Shape] = Counter()
         """Workers that died while they started, since one of the shape last came up."""
 
-    def submit(self, jobs: Sequence[Job], store: Store, shape: Shape) -> None:
-        """Queue a seat."""
-        self._queue.append(_Work(jobs, store, shape))
+    def submit(self, jobs: Sequence[Job], store: Store, shape: Shape, *, goes_first: bool = False) -> None:
+        """Queue a seat, as the last or as the first."""
+        self._queue.insert(0 if goes_first else len(self._queue), _Work(jobs, store, shape))
 
     def poll(self, timeout_s: float) -> list[Report]:
         """Hand out what can be handed out, and tell what happened; waits up to `timeout_s` for something."""

@@ -101,10 +101,16 @@ class RayLauncher:
             ) from error
 
     def submit(
-        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+        self,
+        jobs: Sequence[Job],
+        store: Store,
+        node: str | None = None,
+        resources: Resources | None = None,
+        *,
+        goes_first: bool = False,
     ) -> None:
         """See `Launcher`; a worker is asked of Ray, or a free one taken, with the next `poll`."""
-        self._pool.submit(jobs, store, Shape(resources or jobs[0].resources, node))
+        self._pool.submit(jobs, store, Shape(resources or jobs[0].resources, node), goes_first=goes_first)
 
     def poll(self, timeout_s: float) -> list[Report]:
         """See `Launcher`."""

@@ -63,7 +63,10 @@ class Seating:
         for stage in seat.stages:
             self._runs[stage.address].sit(seated, self._store.progress(stage.address))
             self._store.forget_scratch(stage.address)
-        self._launcher.submit([job(stage) for stage in seat.stages], self._store, seat.node, seat.resources)
+        # What was begun had its turn before what still waits; at the end of the queue it would end the run late.
+        is_retried = any(self._runs[stage.address].history for stage in seat.stages)
+        jobs = [job(stage) for stage in seat.stages]
+        self._launcher.submit(jobs, self._store, seat.node, seat.resources, goes_first=is_retried)
 
     def _view(self) -> View:
         running = [run for run in self._runs.values() if run.state is State.RUNNING]

@@ -347,7 +347,13 @@ class Worker:
         self.killed: list[str] = []
 
     def submit(
-        self, jobs: Sequence[Job], store: Store, node: str | None = None, resources: Resources | None = None
+        self,
+        jobs: Sequence[Job],
+        store: Store,
+        node: str | None = None,
+        resources: Resources | None = None,
+        *,
+        goes_first: bool = False,
     ) -> None:
         (self.job,), self.store = jobs, store
         self.todo: list[tuple[int, int] | str | None] = ["start", *self.says, "end"]

@@ -253,3 +253,30 @@ def test_when_a_member_stalls_the_others_begin_again_at_no_cost(launcher: RayLau
     attempts = store.manifest(done.stage.address)["attempts"]
     assert [attempt["outcome"] for attempt in attempts] == ["INTERRUPTED", "COMPLETE"]
     assert f"because {outcome.failed[0].stage.address} stalled" in attempts[0]["message"]
+
+
+@pytest.mark.chaos
+def test_a_stage_that_was_lost_goes_on_before_those_that_wait(
+    launcher: RayLauncher, store: Store, tmp_path: Path
+) -> None:
+    plan = [
+        Stage(
+            f"chain-{i}",
+            chain,
+            Chain(seed=i, steps=40),
+            placement=Pace(sleep_s=0.05, journal=str(tmp_path / str(i))),
+            resources=WHOLE,
+        )
+        for i in range(3)
+    ]
+    order: list[str] = []
+
+    def kill_the_first(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            order.append(event.stage.name)
+        if isinstance(event, StageProgress) and order == ["chain-0"]:
+            os.kill(event.progress.pid, signal.SIGKILL)
+
+    execute(plan, store, launcher, on_event=kill_the_first).raise_for_failures()
+    # While the lost one waits for its next try, the worker that comes up takes the next.
+    assert order in (["chain-0", "chain-0", "chain-1", "chain-2"], ["chain-0", "chain-1", "chain-0", "chain-2"])
