@@ -47,9 +47,7 @@ class PairCost:
 @cache
 def vit_block_macs(vit: Vit) -> float:
     """Forward MAC of one block of a ViT, per image."""
-    with torch.device("meta"):
-        model = create_vit(vit.model_copy(update={"depth": 1}))
-    return _block_macs(model, 0)
+    return _block_macs(_one_block(vit), 0)
 
 
 def student_macs(blueprint: Blueprint) -> float:
@@ -87,6 +85,22 @@ def pair_flops(
     return 2 * vit_block_macs(blueprint.teacher) * (index + (last - first) * (1 + BACKWARD) + 2 * num_after)
 
 
+def step_flops(blueprint: Blueprint, pair: ModulePair, *, with_teacher: bool = True) -> float:
+    """Floating-point operations of one image through one pair's training step, as it is carried out.
+
+    Two a MAC; the block before each head is computed for the class token alone (`m2mkd_ray.models.class_token`).
+    """
+    spared_of_meta = vit_block_macs(blueprint.teacher) - _class_token_macs(_one_block(blueprint.teacher), 0)
+    if pair.index < blueprint.num_modules - 1:
+        spared = spared_of_meta * ((1 if with_teacher else 0) + 2)
+    else:
+        student = _student(blueprint)
+        last = len(student.blocks) - 1
+        spared_of_student = _block_macs(student, last) - _class_token_macs(student, last)
+        spared = spared_of_meta * (1 if with_teacher else 0) + spared_of_student * (1 + BACKWARD)
+    return 2 * (pair_cost(blueprint, pair, with_teacher=with_teacher).total - spared)
+
+
 def module_stage_factor(blueprint: Blueprint, *, with_teacher: bool = True) -> float:
     """Cost of an epoch of all pairs, in epochs of training the whole student end to end."""
     pairs = sum(pair_cost(blueprint, pair, with_teacher=with_teacher).total for pair in blueprint.pairs)
@@ -94,20 +108,47 @@ def module_stage_factor(blueprint: Blueprint, *, with_teacher: bool = True) -> f
 
 
 @cache
-def _student_blocks(blueprint: Blueprint) -> tuple[float, ...]:
+def _student(blueprint: Blueprint) -> VisionTransformer:
     with torch.device("meta"):
         model = family(blueprint.student.family).model(blueprint)
     assert isinstance(model, VisionTransformer)
+    return model
+
+
+@cache
+def _one_block(vit: Vit) -> VisionTransformer:
+    with torch.device("meta"):
+        return create_vit(vit.model_copy(update={"depth": 1}))
+
+
+@cache
+def _student_blocks(blueprint: Blueprint) -> tuple[float, ...]:
+    model = _student(blueprint)
     return tuple(_block_macs(model, index) for index in range(sum(blueprint.student_depths)))
 
 
 def _block_macs(model: VisionTransformer, index: int) -> float:
     """L (4 D^2 + 2 D H k) + 2 L^2 D, with hidden width H and k experts a token (k = 1 for a plain MLP)."""
-    num_tokens = model.num_prefix_tokens + model.patch_embed.num_patches
-    mlp, width = model.blocks[index].mlp, model.embed_dim
+    num_tokens, width, of_mlp = _num_tokens(model), model.embed_dim, _mlp_macs(model, index)
+    return num_tokens * (4 * width**2 + of_mlp) + 2 * num_tokens**2 * width
+
+
+def _class_token_macs(model: VisionTransformer, index: int) -> float:
+    """2 L D^2 for keys and values, then one token's: 2 D^2 + 2 D H k + 2 L D."""
+    num_tokens, width, of_mlp = _num_tokens(model), model.embed_dim, _mlp_macs(model, index)
+    return 2 * num_tokens * width**2 + 2 * width**2 + of_mlp + 2 * num_tokens * width
+
+
+def _num_tokens(model: VisionTransformer) -> int:
+    return int(model.num_prefix_tokens + model.patch_embed.num_patches)
+
+
+def _mlp_macs(model: VisionTransformer, index: int) -> float:
+    """2 D H k of one token."""
+    mlp = model.blocks[index].mlp
     if isinstance(mlp, MoeMlp):
         hidden, top_k = int(mlp.experts.w1.shape[-1]), mlp.router.top_k
     else:
         assert isinstance(mlp, Mlp)
         hidden, top_k = cast(nn.Linear, mlp.fc1).out_features, 1
-    return num_tokens * (4 * width**2 + 2 * width * hidden * top_k) + 2 * num_tokens**2 * width
+    return 2 * model.embed_dim * hidden * top_k

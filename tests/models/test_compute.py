@@ -2,11 +2,20 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
-from m2mkd_ray.models import create_vit
-from m2mkd_ray.models.compute import module_stage_factor, pair_cost, pair_flops, student_macs, vit_block_macs
+from m2mkd_ray.models import create_vit, split
+from m2mkd_ray.models.class_token import class_token_alone
+from m2mkd_ray.models.compute import (
+    module_stage_factor,
+    pair_cost,
+    pair_flops,
+    step_flops,
+    student_macs,
+    vit_block_macs,
+)
 
 GIGA = 1e9
 
@@ -83,3 +92,32 @@ def test_a_teachers_own_module_costs_its_training_and_the_meta_model_around_it(v
     """Forward through what is before, three passes of the module, two of what is after."""
     block = vit_block_macs(vmoe_base.teacher)
     assert pair_flops(vmoe_base, 1, module="teacher") == pytest.approx(2 * block * (1 + 3 * 6 + 2 * 2))
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_a_step_costs_its_pair_less_what_class_tokens_spare(vmoe_base: Blueprint, index: int) -> None:
+    """By hand for DeiT-L and V-MoE-B: L = 197, D = 1024 and 768, 4 D wide MLPs, two experts a token."""
+
+    def macs(width: int, experts: int) -> int:
+        return 197 * (4 * width**2 + 8 * width**2 * experts) + 2 * 197**2 * width
+
+    def short(width: int, experts: int) -> int:
+        return 197 * 2 * width**2 + 2 * width**2 + 8 * width**2 * experts + 2 * 197 * width
+
+    block, first, student = macs(1024, 1), short(1024, 1), macs(768, 2)
+    if index == 3:
+        teacher = 5 * block + first
+        own = 3 * (2 * student + short(768, 2))
+        expected = 3 * block + teacher + own
+    else:
+        suffix = (2 - index) * block + first
+        expected = index * block + (6 * block + suffix) + 3 * 3 * student + 2 * suffix
+    assert step_flops(vmoe_base, vmoe_base.pairs[index]) == pytest.approx(2 * expected)
+
+
+def test_a_short_block_costs_what_torch_counts() -> None:
+    vit = Vit(name="vit_tiny_patch16_224", img_size=32, patch_size=8, width=48, depth=2, num_heads=4, mlp_ratio=3)
+    short = class_token_alone(split(create_vit(vit), (1, 1))[1])[0]
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        short(torch.randn(1, 17, 48))
+    assert counter.get_total_flops() == 2 * (17 * 2 * 48**2 + 2 * 48**2 + 6 * 48**2 + 2 * 17 * 48)

@@ -173,6 +173,9 @@ def test_saved_state_is_taken_up_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # the compiler warns about torch's own code and non-leaf tensors that it looks at
 def test_compiled_blocks_take_the_same_steps(plain: Callable[[], Classification], feed: Batches) -> None:
     engine = TorchEngine(plain(), CONFIG, compile=True)
     for step in range(2):
