@@ -24,6 +24,7 @@ from typing import Any
 import ray
 import ray.cloudpickle
 import ray.exceptions
+import ray.util.client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.execution.context import Arrays, Made, Maker
@@ -165,9 +166,13 @@ class Hub:
 
 
 def start_hub(sharing: Sharing | None = None) -> Hub:
-    """Start the hub of a driver: it and its streams end with the driver."""
+    """Start the hub of a driver, on its node where that is in the cluster; it and its streams end with the driver."""
     sharing = sharing or Sharing()
-    return Hub(ray.remote(_Hub).options(num_cpus=0, max_restarts=0).remote(sharing), sharing)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0}
+    if not ray.util.client.ray.is_connected():  # a driver behind `ray://` is on no node
+        here = ray.get_runtime_context().get_node_id()
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
+    return Hub(ray.remote(_Hub).options(**options).remote(sharing), sharing)
 
 
 def open_stream(
