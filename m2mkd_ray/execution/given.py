@@ -12,21 +12,31 @@ class AsGiven:
     replans = False
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
-        """See `Placer`. What takes longest comes first, as it took before, or else by its operations."""
+        """See `Placer`. What takes longest comes first, as it took before, or else by its operations.
+
+        A cohort that has room waits for mates that are coming: their needs end about when its own did.
+        """
         seconds = expected_seconds(ready, view.seconds)
         # A sort is stable: of what is not known, the order of the plan stays.
         longest_first = sorted(ready, key=lambda stage: -seconds.get(stage.address, 0.0))
         cohorts: list[list[Stage]] = []
         with_room: dict[object, list[Stage]] = {}
         for stage in longest_first:
-            alike = (stage.mates, stage.together, stage.resources, stage.cohort)
+            alike = _alike(stage)
             cohort = with_room.get(alike, [])
             if not cohort:
                 cohorts.append(cohort)
             cohort.append(stage)
-            may_grow = stage.together is not None and stage.mates and len(cohort) < stage.cohort
-            with_room[alike] = cohort if may_grow else []
-        return [Seat(tuple(cohort), cohort[0].resources) for cohort in cohorts]
+            with_room[alike] = cohort if len(cohort) < stage.cohort else []
+        coming = {_alike(stage) for stage in view.coming}
+        full = [cohort for cohort in cohorts if len(cohort) >= cohort[0].cohort or _alike(cohort[0]) not in coming]
+        return [Seat(tuple(cohort), cohort[0].resources) for cohort in full]
+
+
+def _alike(stage: Stage) -> object:
+    """Equal for stages that may be in one cohort."""
+    has_mates = stage.together is not None and stage.mates
+    return (stage.mates, stage.together, stage.resources, stage.cohort) if has_mates else stage.address
 
 
 def expected_seconds(stages: Sequence[Stage], measured: Mapping[str, float]) -> dict[str, float]:

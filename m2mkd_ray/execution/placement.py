@@ -45,6 +45,8 @@ class View:
     occupied: Sequence[Occupied] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What stages took before, or are expected to take, by name."""
+    coming: Sequence[Stage] = ()
+    """Stages that are not ready, but will be when what runs now has ended, or a delay is over."""
 
 
 class Placer(Protocol):

@@ -15,7 +15,7 @@ from m2mkd_ray.execution.job import Where, job
 from m2mkd_ray.execution.launcher import Launcher
 from m2mkd_ray.execution.placement import Occupied, Placer, Seat, View
 from m2mkd_ray.execution.runs import Run, Seated, State
-from m2mkd_ray.execution.stage import Resources
+from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.store import Store
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Seating:
         self._nodes: list[Node] = []
         self._next_look = 0.0
         self._left_out: set[str] = set()
+        self._ready: set[str] = set()
         self._has_changed = True
 
     def know(self, seconds: Mapping[str, float]) -> None:
@@ -53,6 +54,7 @@ class Seating:
             return
         if not self._nodes:
             self._nodes = self._launcher.nodes()
+        self._ready = addresses.copy()
         for seat in self._placer.seats([run.offered for run in ready], self._view()):
             self._submit(seat)
             addresses -= {stage.address for stage in seat.stages}
@@ -83,7 +85,18 @@ class Seating:
             )
             for seated, members in inside.items()
         ]
-        return View(self._nodes, occupied, self._seconds)
+        return View(self._nodes, occupied, self._seconds, self._coming())
+
+    def _coming(self) -> list[Stage]:
+        """Stages that wait for nothing but what is complete or runs now."""
+        soon = (State.COMPLETE, State.RUNNING)
+        return [
+            run.stage
+            for run in self._runs.values()
+            if run.state is State.WAITING
+            and run.stage.address not in self._ready
+            and all(self._runs[read.address].state in soon for read in run.stage.reads.values())
+        ]
 
     def take_up(self, run: Run, where: Where) -> None:
         """A worker began with a stage."""

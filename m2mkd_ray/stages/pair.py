@@ -5,9 +5,11 @@ a cohort, or on several ranks, and is the same training in each: it is put toget
 here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -20,7 +22,7 @@ from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.models import create_vit, drop_path_rates, family, set_drop_path, splice, split
 from m2mkd_ray.models.class_token import class_token_alone
-from m2mkd_ray.models.compute import pair_flops
+from m2mkd_ray.models.compute import pair_flops, step_flops
 from m2mkd_ray.stages.group import Group, tell_errors
 from m2mkd_ray.stages.parts import (
     Trainee,
@@ -125,10 +127,15 @@ def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen, rank:
         context=context,
         validated=splice(frozen.meta, index, student),
         teacher_logits=cached,
-        flops_per_image=pair_flops(
-            config.blueprint, index, module=config.module, with_teacher=has_teacher and cached is None
-        ),
+        flops_per_image=_flops(config, with_teacher=has_teacher and cached is None),
     )
+
+
+def _flops(config: IncubateConfig, *, with_teacher: bool) -> float:
+    """Of a step, per image."""
+    if config.module == "teacher":
+        return pair_flops(config.blueprint, config.index, module="teacher")
+    return step_flops(config.blueprint, config.blueprint.pairs[config.index], with_teacher=with_teacher)
 
 
 def cached_logits(config: IncubateConfig, context: StageContext, rank: int, world: int) -> Logits | None:
@@ -154,6 +161,29 @@ def _rates_in_hybrid(blueprint: Blueprint, index: int, drop_path: float) -> list
     """Linear over all blocks of the hybrid, of which the frozen ones drop nothing here (docs/method.md)."""
     depth = blueprint.teacher_depths[index]
     return drop_path_rates(drop_path, blueprint.num_modules - 1 + depth)[index : index + depth]
+
+
+@dataclass(frozen=True)
+class Onlooker:
+    """The session of a rank that is not the first: it takes up what the first one kept, and keeps and says nothing."""
+
+    context: StageContext
+
+    @property
+    def checkpoints(self) -> "Onlooker":
+        """This session is its own."""
+        return self
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest checkpoint of the first rank."""
+        return self.context.checkpoints.latest()
+
+    def save(self, step: int, files: Path) -> None:
+        """Drop the folder, which is empty: the first rank's has everything."""
+        shutil.rmtree(files)
+
+    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -185,4 +215,6 @@ def _train_rank(job: PairJob) -> None:
     of_train = ray.train.get_context()
     rank, world = of_train.get_world_rank(), of_train.get_world_size()
     one = trainee(job.config, context, Frozen(job.config.blueprint, context), rank, world)
+    if rank > 0:
+        one = replace(one, session=Onlooker(context))
     train_rank(one, feed_of(job.config.training.feed, context, rank, world))

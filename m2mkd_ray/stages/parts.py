@@ -26,6 +26,7 @@ from m2mkd_ray.training import Member as Learner
 from m2mkd_ray.training import Point, TorchEngine, TrainConfig, TrainPlacement, fit_together, seeded
 from m2mkd_ray.training.objective import Objective
 from m2mkd_ray.training.saving import Saver
+from m2mkd_ray.training.seams import Session
 
 MODULE = "module.safetensors"
 HISTORY = "history.json"
@@ -125,6 +126,8 @@ class Trainee:
     """Floating-point operations of a training step, for what is counted; None: not known."""
     teacher_logits: Callable[[int], Tensor | None] | None = None
     """The teacher's logits (B, K) of a step's batch, if they are at hand."""
+    session: Session | None = None
+    """Where its checkpoints and reports go; None: to `context`."""
 
     @property
     def placement(self) -> TrainPlacement:
@@ -185,7 +188,7 @@ def train_rank(one: Trainee, feed: Batches | SharedBatches) -> None:
         raise ended.error
     assert ended.history is not None
     if member.engine.rank == 0:
-        saver = Saver(one.context.checkpoints, beside=False)
+        saver = Saver(one.context.checkpoints, beside=False)  # as one process would leave it
         saver.save(int(ended.history[-1]["step"]), member.engine.snapshot(), ended.history)
 
 
@@ -197,7 +200,7 @@ def member_of(one: Trainee) -> Learner:
     return Learner(
         engine=engine,
         config=train,
-        session=one.context,
+        session=one.session or one.context,
         seed=one.training.seed,
         validate=validator_of(one, engine.device) if follows else None,
         teacher_logits=one.teacher_logits,

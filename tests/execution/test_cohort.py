@@ -219,6 +219,14 @@ def test_a_cohort_has_as_many_members_as_it_may() -> None:
     ]
 
 
+def test_a_cohort_with_room_waits_for_mates_that_are_coming() -> None:
+    one, two, three = cohort([1, 1, 1], size=2)
+    other = toy.number("other")
+    assert AsGiven().seats([one], View(coming=[two])) == []
+    assert [seat.stages for seat in AsGiven().seats([one, two], View(coming=[three]))] == [(one, two)]
+    assert [seat.stages for seat in AsGiven().seats([one, other], View(coming=[other]))] == [(one,), (other,)]
+
+
 def test_only_mates_that_ask_for_the_same_sit_together() -> None:
     one, two = cohort([1, 1])
     for other in (
