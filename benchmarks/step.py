@@ -3,8 +3,8 @@
     python -m benchmarks.step --json step.json
 
 Both have the same weights and take the same batches; that their losses agree is checked before anything is timed. They
-take turns, a few steps each after some that are not timed, and every turn gives a ratio: the table shows its median, smallest and largest. One
-thread, unless --threads says otherwise. The plain step is in `benchmarks/plain_step.py`.
+take turns, a few steps each after some that are not timed, and every turn gives a ratio: the table shows its median,
+smallest and largest. One thread, unless --threads says otherwise. The plain step is in `benchmarks/plain_step.py`.
 
     fp32_ratio      plain fp32 / ours fp32
     autocast_ratio  plain autocast / the faster of our bf16 and bf16_pure
