@@ -15,7 +15,6 @@ from typing import Any, cast
 from m2mkd_ray.execution.cohort import Left, Member, alone
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
-from m2mkd_ray.models import splice
 from m2mkd_ray.stages.group import Group, run_ranks
 from m2mkd_ray.stages.pair import (
     DistillConfig,
@@ -24,10 +23,11 @@ from m2mkd_ray.stages.pair import (
     IncubatePlacement,
     PairJob,
     fresh_module,
+    teacher_top1,
     train_pair_on_this_rank,
     trainee,
 )
-from m2mkd_ray.stages.parts import MODULE, Trainee, device_of, save_weights, train_together, validator
+from m2mkd_ray.stages.parts import MODULE, Trainee, save_weights, train_together
 
 __all__ = ["DistillConfig", "IncubateConfig", "IncubatePlacement", "fresh_module", "run", "together"]
 
@@ -65,18 +65,11 @@ def together(members: Sequence[Member]) -> Iterator[Left]:
 
 
 def _finished(member: Member, one: Trainee, trained: dict[str, Any], frozen: Frozen) -> Metrics:
-    """The module's file, and its metrics with the accuracy of the teacher's hybrid beside them.
-
-    Fine-tuned modules may have left the meta model's feature space, so that is worth knowing.
-    """
-    config: IncubateConfig = member.config
+    """The module's file, and its metrics; what ranks have measured already is not measured again."""
     save_weights(one.objective.trainable, member.context.out / MODULE)
-    if config.distill.alpha == 0:
+    if "teacher_hybrid_top1" in trained:
         return trained
-    device = device_of(one.validated)
-    hybrid = splice(frozen.meta, config.index, frozen.hybrid(config.index, member.context).teacher)
-    validate = validator(hybrid.to(device), config.training, one.placement, device)
-    return {**trained, "teacher_hybrid_top1": validate()["val_top1"]}
+    return {**trained, **teacher_top1(member.config, one, frozen)}
 
 
 def _train_on_ranks(config: IncubateConfig, group: Group, context: StageContext) -> None:

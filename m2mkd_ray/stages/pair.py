@@ -27,10 +27,12 @@ from m2mkd_ray.stages.group import Group, tell_errors
 from m2mkd_ray.stages.parts import (
     Trainee,
     Training,
+    device_of,
     feed_of,
     load_meta,
     load_module,
     train_rank,
+    validator,
 )
 from m2mkd_ray.training import Kind, ModuleDistillation, Prefix, Reduction, TeacherHybrid, TrainPlacement, seeded
 
@@ -163,6 +165,19 @@ def _rates_in_hybrid(blueprint: Blueprint, index: int, drop_path: float) -> list
     return drop_path_rates(drop_path, blueprint.num_modules - 1 + depth)[index : index + depth]
 
 
+def teacher_top1(config: IncubateConfig, one: Trainee, frozen: Frozen) -> dict[str, float]:
+    """Accuracy of the teacher's hybrid: fine-tuned modules may have left the meta model's feature space.
+
+    Nothing where no teacher teaches.
+    """
+    if config.distill.alpha == 0:
+        return {}
+    device = device_of(one.validated)
+    hybrid = splice(frozen.meta, config.index, frozen.hybrid(config.index, one.context).teacher)
+    validate = validator(hybrid.to(device), config.training, one.placement, device)
+    return {"teacher_hybrid_top1": validate()["val_top1"]}
+
+
 @dataclass(frozen=True)
 class Onlooker:
     """The session of a rank that is not the first: it takes up what the first one kept, and keeps and says nothing."""
@@ -214,7 +229,9 @@ def _train_rank(job: PairJob) -> None:
         torch.cuda.set_device(ray.train.torch.get_device())
     of_train = ray.train.get_context()
     rank, world = of_train.get_world_rank(), of_train.get_world_size()
-    one = trainee(job.config, context, Frozen(job.config.blueprint, context), rank, world)
+    frozen = Frozen(job.config.blueprint, context)
+    one = trainee(job.config, context, frozen, rank, world)
     if rank > 0:
         one = replace(one, session=Onlooker(context))
-    train_rank(one, feed_of(job.config.training.feed, context, rank, world))
+    feed = feed_of(job.config.training.feed, context, rank, world)
+    train_rank(one, feed, lambda: teacher_top1(job.config, one, frozen))

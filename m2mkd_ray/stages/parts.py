@@ -180,14 +180,22 @@ def train_together(trainees: Sequence[Trainee]) -> Iterator[tuple[int, dict[str,
             yield ended.place, error
 
 
-def train_rank(one: Trainee, feed: Batches | SharedBatches) -> None:
-    """Train as one of several ranks. What it comes to is the newest checkpoint, from which the stage goes on."""
+def train_rank(
+    one: Trainee, feed: Batches | SharedBatches, measured_at_end: Callable[[], Mapping[str, float]]
+) -> None:
+    """Train as one of several ranks. What it comes to is the newest checkpoint, from which the stage goes on.
+
+    The first rank measures what is to be measured at the end, which the stage's own process may have no device for.
+    """
     member = member_of(one)
     (ended,) = fit_together(feed, [member], one.placement)
     if ended.error is not None:
         raise ended.error
     assert ended.history is not None
     if member.engine.rank == 0:
+        last = ended.history[-1]
+        top1 = {"val_top1": final_top1(ended.history, validator_of(one, member.engine.device))}
+        ended.history.append({"step": last["step"], "epoch": last["epoch"], **top1, **measured_at_end()})
         saver = Saver(one.context.checkpoints, beside=False)  # as one process would leave it
         saver.save(int(ended.history[-1]["step"]), member.engine.snapshot(), ended.history)
 
@@ -225,6 +233,10 @@ SUMMED = (
 """Counters of a history that add up (`m2mkd_ray.training.counters`)."""
 
 
+MEASURED_AT_END = ("teacher_hybrid_top1",)
+"""What a history may end with beside the accuracy of what was trained."""
+
+
 def training_metrics(history: Sequence[Point], trained: nn.Module) -> dict[str, Any]:
     """What the tables of stages and counters show of a training: median speed, loss at the end, what it took."""
     points = [point for point in history if "loss" in point]
@@ -232,6 +244,7 @@ def training_metrics(history: Sequence[Point], trained: nn.Module) -> dict[str, 
     summed = {name: sum(point.get(name, 0.0) for point in points) for name in SUMMED}
     mfu = [(point["mfu"], point["train_s"]) for point in points if "mfu" in point]
     return {
+        **{name: history[-1][name] for name in MEASURED_AT_END if name in history[-1]},
         "steps": int(points[-1]["step"]),
         "loss": points[-1]["loss"],
         "images_per_s": speeds[len(speeds) // 2],
