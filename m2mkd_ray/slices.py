@@ -26,6 +26,10 @@ from m2mkd_ray.stages import assemble, data, evaluate, export, finetune, incubat
 from m2mkd_ray.stages.incubate import DistillConfig
 from m2mkd_ray.stages.parts import Training
 
+TRAINED = 2
+"""Version of the stages that train, and of those that look at mixtures. 2: AdamW is fused on CPUs, each micro-batch
+has its own seed, the block before a head is computed for the class token, experts are run one by one on a CPU."""
+
 
 def training(recipe: Recipe, phase: Phase) -> Training:
     """What decides a training, but for what is trained."""
@@ -74,7 +78,8 @@ def trained_vit(recipe: Recipe, name: Literal["meta", "teacher"], needs: Mapping
             weights_are=weights if weights in (None, "timm") else sha256_of(Path(weights)),
             tune=recipe.teacher.tune,
         )
-    return Stage(name, vit.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name)
+    placed = _with_data_root(placement, recipe)
+    return Stage(name, vit.run, config, needs, placement.resources, placed, version=TRAINED, of=recipe.name)
 
 
 def incubation(
@@ -113,6 +118,7 @@ def incubation(
         {**needs, **({} if is_exact else read)},
         resources=placement.resources if placement.ranks == 1 else recipe.placement.driver,
         placement=placement,
+        version=TRAINED,
         of=recipe.name,
         aids=read if is_exact else {},
         together=incubate.together if placement.ranks == 1 else None,
@@ -202,9 +208,8 @@ def finetuning(recipe: Recipe, needs: Mapping[str, Stage]) -> Stage:
     )
     placement = recipe.placement.finetune
     resources = recipe.placement.models.resources if placement.engine == "torch" else recipe.placement.driver
-    return Stage(
-        "finetune", finetune.run, config, needs, resources, _with_data_root(placement, recipe), of=recipe.name
-    )
+    placed = _with_data_root(placement, recipe)
+    return Stage("finetune", finetune.run, config, needs, resources, placed, version=TRAINED, of=recipe.name)
 
 
 def evaluation(recipe: Recipe, subject: str, needs: Mapping[str, Stage]) -> Stage:
@@ -224,9 +229,8 @@ def evaluation(recipe: Recipe, subject: str, needs: Mapping[str, Stage]) -> Stag
     )
     placement = recipe.placement.evaluation
     name = f"evaluate-{subject}"
-    return Stage(
-        name, evaluate.run, config, needs, placement.resources, _with_data_root(placement, recipe), of=recipe.name
-    )
+    placed = _with_data_root(placement, recipe)
+    return Stage(name, evaluate.run, config, needs, placement.resources, placed, version=TRAINED, of=recipe.name)
 
 
 def _precision(recipe: Recipe, subject: str) -> str:

@@ -16,7 +16,7 @@ read while this one is used: two are in memory.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -65,9 +65,12 @@ class Made(Protocol):
 
 
 class LogitsWriter:
-    """Writes the logits of the steps 0 to `about.steps`, in order; the file appears when it is whole."""
+    """Writes the logits of the steps 0 to `about.steps`, in order; the file appears when it is whole.
 
-    def __init__(self, file: Path, about: LogitsAbout) -> None:
+    Or a part of them, to be put together by `join`: from `first` (inclusive) to `stop`.
+    """
+
+    def __init__(self, file: Path, about: LogitsAbout, first: int = 0, stop: int | None = None) -> None:
         """
         Raises:
             UsageError: the format keeps more classes than there are.
@@ -80,7 +83,7 @@ class LogitsWriter:
             self._temporary, self._schema, compression="none", use_dictionary=False, write_statistics=False
         )
         self._waiting: list[Columns] = []
-        self._next = 0
+        self._next, self._stop = first, about.steps if stop is None else stop
         self._errors: list[Mapping[str, float]] = []
 
     def add(self, step: int, batch: Made, logits: Tensor) -> None:
@@ -118,10 +121,10 @@ class LogitsWriter:
         Raises:
             DataError: steps are missing.
         """
-        if self._next != self._about.steps:
+        if self._next != self._stop:
             self.abort()
             raise DataError(
-                f"Logits in {self._file} would be of {self._next} steps, expected {self._about.steps}: "
+                f"Logits in {self._file} would end before step {self._next}, expected {self._stop}: "
                 f"nothing is kept. Write all steps of the cycle."
             )
         if self._waiting:
@@ -140,6 +143,31 @@ class LogitsWriter:
         arrays = [_to_arrow(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.table(arrays, schema=self._schema), row_group_size=len(columns["row"]))
         self._waiting = []
+
+
+def join(parts: Sequence[Path], file: Path) -> None:
+    """Put parts, which follow each other from step 0 to the last, together; the file appears when it is whole.
+
+    Raises:
+        DataError: a part cannot be read, is of something else than the first, or steps are missing.
+    """
+    temporary = file.with_name(f".{file.name}.tmp")
+    schema = pq.read_schema(parts[0])
+    with pq.ParquetWriter(
+        temporary, schema, compression="none", use_dictionary=False, write_statistics=False
+    ) as writer:
+        for part in parts:
+            try:
+                with pq.ParquetFile(part) as parquet:
+                    if not parquet.schema_arrow.equals(schema, check_metadata=True):
+                        raise DataError(f"{part} holds other logits than {parts[0]}. Remove it; they are made again.")
+                    for group in range(parquet.num_row_groups):
+                        table = parquet.read_row_group(group)
+                        writer.write_table(table, row_group_size=len(table))
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"Logits in {part} cannot be read: {error}. Remove the file.") from error
+    _about(temporary)  # all steps are there
+    temporary.rename(file)
 
 
 class Logits:

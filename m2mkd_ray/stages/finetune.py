@@ -21,7 +21,7 @@ from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import num_active_parameters, num_parameters
 from m2mkd_ray.stages.group import RUN_NAME, Group, run_ranks
-from m2mkd_ray.stages.parts import HISTORY, WEIGHTS, fresh_student, save_weights, train_here
+from m2mkd_ray.stages.parts import HISTORY, WEIGHTS, files_of, fresh_student, save_weights, train_here
 from m2mkd_ray.stages.ranks import METRICS, FinetuneConfig, FinetunePlacement, RankJob, train_on_this_rank
 from m2mkd_ray.training import Classification
 
@@ -82,7 +82,7 @@ def _train_on_ranks(
 
 def _set_aside_if_cut(durable: str) -> None:
     """Ray Train rewrites its snapshot in place: one that was cut by a kill would stop every later attempt."""
-    files, root = fs.FileSystem.from_uri(durable) if "://" in durable else (fs.LocalFileSystem(), durable)
+    files, root = files_of(durable)
     snapshot = f"{root}/{RUN_NAME}/checkpoint_manager_snapshot.json"
     if files.get_file_info(snapshot).type == fs.FileType.NotFound:
         return

@@ -9,8 +9,8 @@ they share of the frozen meta model and teacher is run once. Or one may have sev
 devices. Neither changes what comes out (several devices: but for rounding).
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from m2mkd_ray.execution.cohort import Left, Member, alone
 from m2mkd_ray.execution.context import StageContext
@@ -35,9 +35,10 @@ __all__ = ["DistillConfig", "IncubateConfig", "IncubatePlacement", "fresh_module
 def run(config: IncubateConfig, context: StageContext) -> Metrics:
     """Reads `data`, `meta` and, unless alpha is 0, `split`; writes `module.safetensors` and `history.json`."""
     placement = cast(IncubatePlacement, context.placement)
-    if placement.group is not None:
-        _train_on_ranks(config, placement.group, context)  # what is left to do here: write down what they leave
-    return alone(together, config, context)
+    if placement.group is None:
+        return alone(together, config, context)
+    _train_on_ranks(config, placement.group, context)
+    return alone(_together, config, context)  # what is left to do here: write down what they leave
 
 
 def together(members: Sequence[Member]) -> Iterator[Left]:
@@ -45,10 +46,19 @@ def together(members: Sequence[Member]) -> Iterator[Left]:
 
     They read the same `data` and `meta`, and train on the same batches in the same precision (`Stage.mates`).
     """
+    return _together(members, teacher_top1)
+
+
+def _together(
+    members: Sequence[Member],
+    measure: Callable[[IncubateConfig, StageContext, Frozen], dict[str, float]] = lambda *_: {},
+) -> Iterator[Left]:
     frozen = Frozen(members[0].config.blueprint, members[0].context)
     trainees: dict[int, Trainee] = {}
+    measured: dict[int, dict[str, float]] = {}
     for place, member in enumerate(members):
         try:
+            measured[place] = measure(member.config, member.context, frozen)
             trainees[place] = trainee(member.config, member.context, frozen)
         except Exception as error:
             yield Left(place, error=error)
@@ -59,17 +69,10 @@ def together(members: Sequence[Member]) -> Iterator[Left]:
             yield Left(place, error=trained)
             continue
         try:
-            yield Left(place, metrics=_finished(members[place], trainees[place], trained, frozen))
+            save_weights(trainees[place].objective.trainable, members[place].context.out / MODULE)
+            yield Left(place, metrics={**measured[place], **trained})
         except Exception as error:
             yield Left(place, error=error)
-
-
-def _finished(member: Member, one: Trainee, trained: dict[str, Any], frozen: Frozen) -> Metrics:
-    """The module's file, and its metrics; what ranks have measured already is not measured again."""
-    save_weights(one.objective.trainable, member.context.out / MODULE)
-    if "teacher_hybrid_top1" in trained:
-        return trained
-    return {**trained, **teacher_top1(member.config, one, frozen)}
 
 
 def _train_on_ranks(config: IncubateConfig, group: Group, context: StageContext) -> None:

@@ -4,29 +4,35 @@ With `views` the batches of a training come again, and so do the teacher's answe
 they are the same for every epoch, try and trial of a sweep. A pair's own training
 then runs no teacher, which is about a third of its step (docs/method.md); reading a
 row costs a few kilobytes. In a cohort the batches and the meta model's tokens are
-shared, as they are in the pairs'.
+shared, as they are in the pairs'. Steps are written in parts, so that a stage that
+was killed goes on after the last whole part.
 """
 
+import json
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import BaseModel, Field
+from pyarrow import fs
+from pydantic import BaseModel
 from torch import Tensor
 
 from m2mkd_ray.blueprint import Blueprint
-from m2mkd_ray.data import FeedConfig
-from m2mkd_ray.data.logits import LogitsAbout, LogitsFormat, LogitsWriter
+from m2mkd_ray.data import Batch, FeedConfig
+from m2mkd_ray.data.logits import LogitsAbout, LogitsFormat, LogitsWriter, join
 from m2mkd_ray.execution.cohort import Left, Member, alone
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.stages.pair import LOGITS, Frozen
-from m2mkd_ray.stages.parts import feed_of
+from m2mkd_ray.stages.parts import feed_of, files_of
 from m2mkd_ray.training import Precision, TeacherHybrid, TrainPlacement
 from m2mkd_ray.training.engine import local_device, micro_batches
 
+_PART_IMAGES = 2**16
+"""Images whose logits are written before they are safe from a kill."""
 _REPORT_EVERY = 20
 """Steps."""
 
@@ -39,7 +45,7 @@ class LogitsConfig(BaseModel, frozen=True, extra="forbid"):
     feed: FeedConfig
     precision: Precision
     """What the teacher runs in."""
-    format: LogitsFormat = Field(LogitsFormat())
+    format: LogitsFormat = LogitsFormat()
 
 
 def run(config: LogitsConfig, context: StageContext) -> Metrics:
@@ -49,62 +55,146 @@ def run(config: LogitsConfig, context: StageContext) -> Metrics:
 
 def together(members: Sequence[Member]) -> Iterator[Left]:
     """Write the logits of several pairs' teachers, batch by batch. They read the same batches, meta and split."""
+    with tempfile.TemporaryDirectory(prefix="logits-") as scratch:
+        yield from _together(members, Path(scratch))
+
+
+def _together(members: Sequence[Member], scratch: Path) -> Iterator[Left]:
     config: LogitsConfig = members[0].config
     context = members[0].context
     placement, device = cast(TrainPlacement, context.placement), local_device()
-    frozen = Frozen(config.blueprint, context)
-    feed = feed_of(config.feed, context)
+    frozen, feed = Frozen(config.blueprint, context), feed_of(config.feed, context)
     assert config.feed.views is not None
     steps = config.feed.views * feed.steps_per_epoch
-    books = [_Book(member, frozen.hybrid(member.config.index, member.context), steps) for member in members]
-    for part in (frozen.prefix, *(book.hybrid for book in books)):
-        part.to(device)
-        part.set_precision(config.precision)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    try:
-        batches = feed.loader(0, steps, num_workers=placement.data_workers, pin_memory=device.type == "cuda")
-        for step, batch in enumerate(batches):
-            images = batch.images.to(device, non_blocking=True)
-            parts = micro_batches(images, batch.targets, placement.micro_batch)
-            logits: list[list[Tensor]] = [[] for _ in books]
-            for part_images, _ in parts:
-                with autocast:
-                    for of_book, book in zip(logits, books, strict=True):
-                        of_book.append(book.hybrid(part_images).float())
-            for of_book, book in zip(logits, books, strict=True):
-                book.writer.add(step, batch, torch.cat(of_book))
-                if step % _REPORT_EVERY == 0 or step + 1 == steps:
-                    book.member.context.report(step + 1, steps, book.speed(step + 1))
-        for place, book in enumerate(books):
-            yield Left(place, metrics={**book.writer.close(), **book.speed(steps), "views": config.feed.views})
-    except BaseException:
-        for book in books:
-            book.writer.abort()
-        raise
+    living: dict[int, _Book] = {}
+    for place, member in enumerate(members):
+        try:
+            hybrid = frozen.hybrid(member.config.index, member.context)
+            hybrid.to(device)
+            hybrid.set_precision(config.precision)
+            living[place] = _Book(member, hybrid, steps, scratch / str(place))
+        except Exception as error:
+            yield Left(place, error=error)
+    frozen.prefix.to(device)
+    frozen.prefix.set_precision(config.precision)
+    start = min((book.next for book in living.values()), default=steps)
+    batches = feed.loader(start, steps, num_workers=placement.data_workers, pin_memory=device.type == "cuda")
+    for step, batch in enumerate(batches, start):
+        parts = micro_batches(batch.images.to(device, non_blocking=True), batch.targets, placement.micro_batch)
+        given: dict[int, list[Tensor]] = {place: [] for place, book in living.items() if book.next == step}
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            for images, _ in parts:
+                for place, logits in given.items():
+                    logits.append(living[place].hybrid(images).float())
+        for place, logits in given.items():
+            try:
+                living[place].add(batch, torch.cat(logits))
+            except Exception as error:  # a value that float16 cannot hold, say: it is this pair's alone
+                del living[place]
+                yield Left(place, error=error)
+    for place, book in living.items():
+        try:
+            yield Left(place, metrics=book.close())
+        except Exception as error:
+            yield Left(place, error=error)
 
 
-@dataclass
 class _Book:
-    """What is being written for a pair."""
+    """What is written for a pair: parts in the stage's durable folder, put together at the end."""
 
-    member: Member
-    hybrid: TeacherHybrid
-    steps: int
-    began: float = field(default_factory=time.perf_counter)
-    writer: LogitsWriter = field(init=False)
-
-    def __post_init__(self) -> None:
-        config: LogitsConfig = self.member.config
-        about = LogitsAbout(
+    def __init__(self, member: Member, hybrid: TeacherHybrid, steps: int, local: Path) -> None:
+        self.context, self.hybrid = member.context, hybrid
+        config: LogitsConfig = member.config
+        self._about = LogitsAbout(
             feed=config.feed,
             num_classes=config.blueprint.teacher.num_classes,
             format=config.format,
-            teacher=self.member.context.input_manifests["split"]["key"],
-            steps=self.steps,
+            teacher=self.context.input_manifests["split"]["key"],
+            steps=steps,
         )
-        self.writer = LogitsWriter(self.member.context.out / LOGITS, about)
+        self._files, self._root = files_of(self.context.durable)
+        self._each = max(1, _PART_IMAGES // config.feed.batch_size)
+        """Steps of a part."""
+        self._local = local
+        local.mkdir()
+        self._errors: list[tuple[int, dict[str, float]]] = []
+        """Steps of each part, and what its format loses."""
+        self._parts = self._kept()
+        self.next = min(steps, len(self._parts) * self._each)
+        """The step that is written next."""
+        self._began, self._first, self._writer = time.perf_counter(), self.next, self._part()
 
-    def speed(self, steps: int) -> dict[str, float]:
-        """Images a second so far, and in all."""
-        images = steps * self.member.config.feed.batch_size
-        return {"images_per_s": images / (time.perf_counter() - self.began), "teacher_calls": float(images)}
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """The logits (B, K) of the batch of step `next`."""
+        if self._writer is None:
+            self._writer = self._part()
+        assert self._writer is not None
+        self._writer.add(self.next, batch, logits)
+        self.next += 1
+        steps = self._about.steps
+        if self.next % self._each == 0 or self.next == steps:
+            self._keep(self._writer.close())
+            self._writer = None
+        if self.next % _REPORT_EVERY == 0 or self.next == steps:
+            self.context.report(self.next, steps, self._speed())
+
+    def close(self) -> Metrics:
+        """Put the parts together; size, errors of a format that loses something, and speed."""
+        local = [self._fetched(name) for name in self._parts]
+        file = self.context.out / LOGITS
+        join(local, file)
+        size = {"bytes": file.stat().st_size, "views": self._about.feed.views}
+        return {**size, **_of_all_steps(self._errors), **self._speed()}
+
+    def _part(self) -> LogitsWriter | None:
+        if self.next == self._about.steps:
+            return None
+        stop = min(self.next + self._each, self._about.steps)
+        return LogitsWriter(self._local / _name(self.next), self._about, self.next, stop)
+
+    def _speed(self) -> dict[str, float]:
+        images = (self.next - self._first) * self._about.feed.batch_size
+        return {"images_per_s": images / (time.perf_counter() - self._began), "teacher_calls": float(images)}
+
+    def _kept(self) -> list[str]:
+        """Names of the parts that an earlier attempt kept, from the first on without a gap."""
+        found = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        names = {info.base_name for info in found}
+        kept: list[str] = []
+        while (name := _name(len(kept) * self._each)) in names and f"{name}.json" in names:
+            with self._files.open_input_stream(f"{self._root}/{name}.json") as stream:
+                self._errors.append(tuple(json.loads(stream.read())))
+            kept.append(name)
+        return kept
+
+    def _keep(self, closed: dict[str, float]) -> None:
+        """Bring a whole part to safety, and then what says that it is whole."""
+        first = len(self._parts) * self._each
+        name, errors = _name(first), {key: value for key, value in closed.items() if key != "bytes"}
+        self._files.create_dir(self._root, recursive=True)
+        fs.copy_files(str(self._local / name), f"{self._root}/{name}", destination_filesystem=self._files)
+        with self._files.open_output_stream(f"{self._root}/{name}.json") as stream:
+            stream.write(json.dumps([self.next - first, errors]).encode())
+        self._errors.append((self.next - first, errors))
+        self._parts.append(name)
+
+    def _fetched(self, name: str) -> Path:
+        local = self._local / name
+        if not local.exists():
+            fs.copy_files(f"{self._root}/{name}", str(local), source_filesystem=self._files)
+        return local
+
+
+def _of_all_steps(errors: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """The errors of parts of so many steps as one: means weighted, else the largest."""
+    steps = sum(count for count, _ in errors)
+    return {
+        name: sum(count * one[name] for count, one in errors) / steps
+        if name.endswith("mean")
+        else max(one[name] for _, one in errors)
+        for name in errors[0][1]
+    }
+
+
+def _name(first: int) -> str:
+    return f"part-{first:09d}.parquet"

@@ -27,14 +27,23 @@ from m2mkd_ray.stages.group import Group, tell_errors
 from m2mkd_ray.stages.parts import (
     Trainee,
     Training,
-    device_of,
     feed_of,
     load_meta,
     load_module,
     train_rank,
     validator,
 )
-from m2mkd_ray.training import Kind, ModuleDistillation, Prefix, Reduction, TeacherHybrid, TrainPlacement, seeded
+from m2mkd_ray.training import (
+    GIVEN,
+    Kind,
+    ModuleDistillation,
+    Prefix,
+    Reduction,
+    TeacherHybrid,
+    TrainPlacement,
+    seeded,
+)
+from m2mkd_ray.training.engine import local_device
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -96,6 +105,8 @@ class Frozen:
     blueprint: Blueprint
     context: StageContext
     hybrids: dict[int, TeacherHybrid] = field(default_factory=dict)
+    measured: dict[int, dict[str, float]] = field(default_factory=dict)
+    """By index, what `teacher_top1` has found."""
 
     @cached_property
     def meta(self) -> list[nn.Module]:
@@ -121,10 +132,12 @@ def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen, rank:
     """A module, ready to be trained in this process."""
     index, has_teacher = config.index, config.distill.alpha > 0
     cached = cached_logits(config, context, rank, world) if has_teacher else None
-    hybrid = frozen.hybrid(index, context) if has_teacher else None
+    if cached is not None:
+        frozen.hybrids.pop(index, None)  # no device has to hold a teacher that is not run
+    teacher = GIVEN if cached is not None else frozen.hybrid(index, context) if has_teacher else None
     student = class_token_alone(fresh_module(config))
     return Trainee(
-        objective=ModuleDistillation(frozen.prefix, index, student, hybrid, **config.distill.model_dump()),
+        objective=ModuleDistillation(frozen.prefix, index, student, teacher, **config.distill.model_dump()),
         training=config.training,
         context=context,
         validated=splice(frozen.meta, index, student),
@@ -165,17 +178,19 @@ def _rates_in_hybrid(blueprint: Blueprint, index: int, drop_path: float) -> list
     return drop_path_rates(drop_path, blueprint.num_modules - 1 + depth)[index : index + depth]
 
 
-def teacher_top1(config: IncubateConfig, one: Trainee, frozen: Frozen) -> dict[str, float]:
+def teacher_top1(config: IncubateConfig, context: StageContext, frozen: Frozen) -> dict[str, float]:
     """Accuracy of the teacher's hybrid: fine-tuned modules may have left the meta model's feature space.
 
-    Nothing where no teacher teaches.
+    Measured once for all members of a pair, before they train. Nothing where no teacher teaches.
     """
     if config.distill.alpha == 0:
         return {}
-    device = device_of(one.validated)
-    hybrid = splice(frozen.meta, config.index, frozen.hybrid(config.index, one.context).teacher)
-    validate = validator(hybrid.to(device), config.training, one.placement, device)
-    return {"teacher_hybrid_top1": validate()["val_top1"]}
+    if config.index not in frozen.measured:
+        device, placement = local_device(), cast(TrainPlacement, context.placement)
+        hybrid = splice(frozen.meta, config.index, frozen.hybrid(config.index, context).teacher)
+        validate = validator(hybrid.to(device), config.training, placement, device)
+        frozen.measured[config.index] = {"teacher_hybrid_top1": validate()["val_top1"]}
+    return frozen.measured[config.index]
 
 
 @dataclass(frozen=True)
@@ -230,8 +245,9 @@ def _train_rank(job: PairJob) -> None:
     of_train = ray.train.get_context()
     rank, world = of_train.get_world_rank(), of_train.get_world_size()
     frozen = Frozen(job.config.blueprint, context)
+    measured = teacher_top1(job.config, context, frozen) if rank == 0 else {}
     one = trainee(job.config, context, frozen, rank, world)
     if rank > 0:
         one = replace(one, session=Onlooker(context))
     feed = feed_of(job.config.training.feed, context, rank, world)
-    train_rank(one, feed, lambda: teacher_top1(job.config, one, frozen))
+    train_rank(one, feed, measured)

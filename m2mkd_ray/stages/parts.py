@@ -7,17 +7,19 @@ every stage file is left with what only it does.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pyarrow import fs
 from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Blueprint, Vit
-from m2mkd_ray.data import Batches, EvalBatches, FeedConfig, SharedBatches, find
+from m2mkd_ray.data import Augmentation, Batches, DatasetFolder, EvalBatches, FeedConfig, SharedBatches, find
 from m2mkd_ray.evaluation import predict, top_k_accuracy
 from m2mkd_ray.evaluation.exported import WEIGHTS as WEIGHTS
 from m2mkd_ray.execution.context import StageContext
@@ -87,6 +89,11 @@ def save_weights(module: nn.Module, file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, file)
 
 
+def files_of(durable: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a stage's durable folder, and its path there."""
+    return fs.FileSystem.from_uri(durable) if "://" in durable else (fs.LocalFileSystem(), durable)
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are."""
     return next(module.parameters()).device
@@ -96,14 +103,9 @@ def validator(
     model: nn.Module, training: Training, placement: TrainPlacement, device: torch.device
 ) -> Callable[[], Mapping[str, float]]:
     """A function that measures top-1 of the model on the validation rows."""
-    batches = EvalBatches(
-        find(training.feed.dataset, placement.data_root),
-        training.validation.split,
-        img_size=training.feed.img_size,
-        batch_size=training.validation.batch_size,
-        augmentation=training.feed.augmentation,
-        max_rows=training.validation.max_rows,
-    )
+    folder = find(training.feed.dataset, placement.data_root)
+    feed = training.feed
+    batches = _rows(folder.path, folder.index.fingerprint, training.validation, feed.img_size, feed.augmentation)
 
     def validate() -> Mapping[str, float]:
         rows = batches.loader(num_workers=placement.data_workers, pin_memory=device.type == "cuda")
@@ -146,6 +148,22 @@ def feed_of(config: FeedConfig, context: StageContext, rank: int = 0, world: int
     return SharedBatches(config, folder, context.stream, rank, world)
 
 
+@lru_cache(maxsize=1)
+def _rows(
+    path: Path, fingerprint: str, validation: Validation, img_size: int, augmentation: Augmentation
+) -> EvalBatches:
+    """The rows that trainings are looked at with; kept, as members of a cohort and the next stage of this process read
+    the same ones, and those of a small split are decoded only once. `fingerprint` tells contents apart."""
+    return EvalBatches(
+        DatasetFolder.open(path),
+        validation.split,
+        img_size=img_size,
+        batch_size=validation.batch_size,
+        augmentation=augmentation,
+        max_rows=validation.max_rows,
+    )
+
+
 def train_here(
     objective: Objective, training: Training, context: StageContext, *, validated: nn.Module
 ) -> dict[str, Any]:
@@ -165,27 +183,33 @@ def train_together(trainees: Sequence[Trainee]) -> Iterator[tuple[int, dict[str,
         return
     first = trainees[0]
     feed = feed_of(first.training.feed, first.context)
-    members = [member_of(one) for one in trainees]
+    members, places = [], []
+    for place, trainee in enumerate(trainees):
+        try:
+            members.append(member_of(trainee))
+            places.append(place)
+        except Exception as error:  # no memory for one more, say: the others have theirs
+            yield place, error
     for ended in fit_together(feed, members, first.placement):
-        one = trainees[ended.place]
+        place = places[ended.place]
+        one = trainees[place]
         if ended.history is None:
             assert ended.error is not None
-            yield ended.place, ended.error
+            yield place, ended.error
             continue
         try:
             (one.context.out / HISTORY).write_text(json.dumps(ended.history))
             top1 = final_top1(ended.history, validator_of(one, members[ended.place].engine.device))
-            yield ended.place, training_metrics(ended.history, one.objective.trainable) | {"val_top1": top1}
+            yield place, training_metrics(ended.history, one.objective.trainable) | {"val_top1": top1}
         except Exception as error:
-            yield ended.place, error
+            yield place, error
 
 
-def train_rank(
-    one: Trainee, feed: Batches | SharedBatches, measured_at_end: Callable[[], Mapping[str, float]]
-) -> None:
+def train_rank(one: Trainee, feed: Batches | SharedBatches, measured: Mapping[str, float]) -> None:
     """Train as one of several ranks. What it comes to is the newest checkpoint, from which the stage goes on.
 
-    The first rank measures what is to be measured at the end, which the stage's own process may have no device for.
+    The first rank adds to the history what it has `measured`, and the accuracy at the end: the stage's own process may
+    have no device for that.
     """
     member = member_of(one)
     (ended,) = fit_together(feed, [member], one.placement)
@@ -195,7 +219,7 @@ def train_rank(
     if member.engine.rank == 0:
         last = ended.history[-1]
         top1 = {"val_top1": final_top1(ended.history, validator_of(one, member.engine.device))}
-        ended.history.append({"step": last["step"], "epoch": last["epoch"], **top1, **measured_at_end()})
+        ended.history.append({"step": last["step"], "epoch": last["epoch"], **top1, **measured})
         saver = Saver(one.context.checkpoints, beside=False)  # as one process would leave it
         saver.save(int(ended.history[-1]["step"]), member.engine.snapshot(), ended.history)
 
@@ -233,8 +257,8 @@ SUMMED = (
 """Counters of a history that add up (`m2mkd_ray.training.counters`)."""
 
 
-MEASURED_AT_END = ("teacher_hybrid_top1",)
-"""What a history may end with beside the accuracy of what was trained."""
+TOLD_BY_RANKS = ("teacher_hybrid_top1",)
+"""What a history ends with, beside the accuracy of what was trained, if ranks trained it."""
 
 
 def training_metrics(history: Sequence[Point], trained: nn.Module) -> dict[str, Any]:
@@ -244,7 +268,7 @@ def training_metrics(history: Sequence[Point], trained: nn.Module) -> dict[str, 
     summed = {name: sum(point.get(name, 0.0) for point in points) for name in SUMMED}
     mfu = [(point["mfu"], point["train_s"]) for point in points if "mfu" in point]
     return {
-        **{name: history[-1][name] for name in MEASURED_AT_END if name in history[-1]},
+        **{name: history[-1][name] for name in TOLD_BY_RANKS if name in history[-1]},
         "steps": int(points[-1]["step"]),
         "loss": points[-1]["loss"],
         "images_per_s": speeds[len(speeds) // 2],

@@ -4,7 +4,7 @@ from m2mkd_ray.training.course import Member
 from m2mkd_ray.training.engine import DeepSpeedConfig, DeepSpeedEngine, Engine, TrainPlacement
 from m2mkd_ray.training.fit import Ended, fit, fit_together
 from m2mkd_ray.training.frozen import Prefix, TeacherHybrid
-from m2mkd_ray.training.objective import Classification, Kind, ModuleDistillation, Reduction
+from m2mkd_ray.training.objective import GIVEN, Classification, Kind, ModuleDistillation, Reduction
 from m2mkd_ray.training.optim import TrainConfig
 from m2mkd_ray.training.precision import Precision
 from m2mkd_ray.training.seams import Point
@@ -12,6 +12,7 @@ from m2mkd_ray.training.seed import derive, seeded
 from m2mkd_ray.training.torch_engine import TorchEngine
 
 __all__ = [
+    "GIVEN",
     "Classification",
     "DeepSpeedConfig",
     "DeepSpeedEngine",

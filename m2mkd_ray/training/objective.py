@@ -7,6 +7,7 @@ B = images, K = classes
 """
 
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import Literal, Protocol
 
 import torch
@@ -21,6 +22,15 @@ Kind = Literal["soft", "hard"]
 Reduction = Literal["numel", "batchmean"]
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The scalar loss, and scalars to log by name, both detached from nothing that the caller may keep."""
+
+
+class Given(Enum):
+    """In a teacher's place: its logits are given."""
+
+    GIVEN = auto()
+
+
+GIVEN = Given.GIVEN
 
 
 class Objective(Protocol):
@@ -120,7 +130,8 @@ class ModuleDistillation(nn.Module):
         meta: the meta model's modules, first to last, or a prefix made of them; frozen.
         index: the place of the pair.
         student: the module that learns, stitches included.
-        teacher: the teacher module, or its hybrid; frozen. None only with `alpha=0`.
+        teacher: the teacher module, or its hybrid; frozen. `GIVEN` where its logits come with every batch; None only
+            with `alpha=0`.
         alpha: weight of the teacher's term, 0 to 1.
         temperature: of the soft teacher term.
         kind: soft or hard teacher term.
@@ -135,7 +146,7 @@ class ModuleDistillation(nn.Module):
         meta: Sequence[nn.Module] | Prefix,
         index: int,
         student: nn.Module,
-        teacher: nn.Module | TeacherHybrid | None = None,
+        teacher: nn.Module | TeacherHybrid | Given | None = None,
         *,
         alpha: float = 0.5,
         temperature: float = 1.0,
@@ -148,7 +159,10 @@ class ModuleDistillation(nn.Module):
         self.prefix = meta if isinstance(meta, Prefix) else Prefix(meta)
         self.index = index
         self.after = self.prefix.after(index).eval()
-        self.teacher = _hybrid(self.prefix, index, teacher) if teacher is not None and alpha > 0 else None
+        self.needs_logits = teacher is GIVEN and alpha > 0
+        self.teacher = (
+            None if teacher is None or teacher is GIVEN or alpha == 0 else _hybrid(self.prefix, index, teacher)
+        )
         self.frozen: Sequence[Frozen] = [self.prefix, *([self.teacher] if self.teacher is not None else [])]
         self.student = student
         self.trainable = student
@@ -176,12 +190,14 @@ class ModuleDistillation(nn.Module):
         watch.start()
         tokens = self.prefix(images, self.index)
         watch.lap("prefix")
-        if self.teacher is None:
+        if self.teacher is None and not self.needs_logits:
             teacher_logits = None
-        elif teacher_logits is None:
-            teacher_logits = self.teacher(images)
-        else:
+        elif teacher_logits is not None:
             watch.counts["cache_hits"] += len(images)
+        elif self.teacher is None:
+            raise ValueError("The teacher's logits were to be given with every batch, but this one came without.")
+        else:
+            teacher_logits = self.teacher(images)
         watch.lap("teacher")
         output = self.student(tokens)
         watch.lap("student")

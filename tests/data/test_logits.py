@@ -169,7 +169,7 @@ def test_nothing_is_left_of_a_file_that_is_not_whole(tmp_path, batches):
         writer.add(2, batches[2], torch.randn(8, NUM_CLASSES))
     with pytest.raises(DataError, match=r"\(8, 11\), found step 1, \(4, 11\)"):
         writer.add(1, batches[1], torch.randn(4, NUM_CLASSES))
-    with pytest.raises(DataError, match="would be of 1 steps, expected 24"):
+    with pytest.raises(DataError, match="would end before step 1, expected 24"):
         writer.close()
     assert not list(tmp_path.glob("*logits*"))
 

@@ -1,0 +1,86 @@
+"""The stage `logits-i`: what the teacher says of every view, written in parts that survive a kill."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from m2mkd_ray.execution import Store
+from m2mkd_ray.execution.job import here, job
+from m2mkd_ray.execution.worker import run_job
+from m2mkd_ray.stages import logits
+
+VIEWS = ("pairs.epochs=2", "pairs.views=2", "pairs.cache={kind: float16}")
+STEPS = 2 * 5  # two epochs of 160 rows in batches of 32
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of three steps."""
+    monkeypatch.setattr(logits, "_PART_IMAGES", 3 * 32)
+
+
+def columns(folder: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(folder / "logits.parquet")
+    return {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
+
+
+def test_every_step_of_every_view_is_there_once_and_its_cost_is_told(chain) -> None:
+    recipe = chain.with_settings(*VIEWS)
+    folder, metrics = recipe.folder("logits-1"), recipe.metrics("logits-1")
+    found = columns(folder)
+    assert found["step"].tolist() == [step for step in range(STEPS) for _ in range(32)]
+    assert metrics["views"] == 2
+    assert metrics["bytes"] == (folder / "logits.parquet").stat().st_size
+    assert metrics["teacher_calls"] == STEPS * 32
+    assert 0 <= metrics["kl_mean"] <= metrics["kl_max"] < 1e-4  # float16 rounds to 11 bits
+
+
+def test_a_stage_that_was_killed_goes_on_after_its_last_whole_part(
+    chain, anew_store: Store, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = chain.with_settings(*VIEWS)
+    stage, written = recipe.stage("logits-1"), []
+    recipe.lend(anew_store, [stage])
+    add = logits._Book.add
+
+    def noted(self: logits._Book, batch: object, values: object) -> None:
+        if len(written) == 8 and 8 not in written:
+            written.append(8)
+            raise KeyboardInterrupt  # as if the process ended: no member's error
+        written.append(self.next)
+        add(self, batch, values)
+
+    monkeypatch.setattr(logits._Book, "add", noted)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job(stage), anew_store, here())
+    assert written == [*range(8), 8]
+    run_job(job(stage), anew_store, here())
+    assert written[9:] == [*range(6, STEPS)]  # two parts of three steps were whole
+    whole, resumed = columns(recipe.folder("logits-1")), columns(anew_store.open(stage.address))
+    assert whole.keys() == resumed.keys()
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+    assert anew_store.manifest(stage.address)["metrics"]["kl_mean"] == pytest.approx(
+        recipe.metrics("logits-1")["kl_mean"]
+    )
+
+
+def test_logits_that_a_format_cannot_hold_end_that_pair_alone(chain, anew_store: Store, monkeypatch) -> None:
+    from m2mkd_ray.errors import DataError
+    from m2mkd_ray.execution import LocalLauncher, execute
+
+    recipe = chain.with_settings(*VIEWS, "placement.pairs.cohort=4")
+    stages = [recipe.stage(f"logits-{index}") for index in range(4)]
+    recipe.lend(anew_store, stages)
+    add = logits._Book.add
+
+    def refused(self: logits._Book, batch: object, values: object) -> None:
+        if self.hybrid.index == 2:
+            raise DataError("float16 cannot hold 1e6")
+        add(self, batch, values)
+
+    monkeypatch.setattr(logits._Book, "add", refused)
+    outcome = execute(stages, anew_store, LocalLauncher())
+    assert [failure.stage.name for failure in outcome.failed] == ["logits-2"]
+    assert {"logits-0", "logits-1", "logits-3"} <= {done.stage.name for done in outcome.complete}
