@@ -145,9 +145,10 @@ class Course:
         if self.step == self.total or self.step % self.placement.log_every_steps:
             return
         if self.engine.agree(time.monotonic() - self.saved_at >= self.placement.checkpoint_every_s):
+            self.saver.wait()  # a second copy of the state in memory is one too many
             # Ranks' folders are merged where there are several, so one keeps the history.
             self.saver.save(self.step, self.engine.snapshot(), self.history if self.engine.rank == 0 else None)
-            self.saved_at, self.meter = time.monotonic(), Meter()
+            self.saved_at = time.monotonic()
 
     @property
     def _is_logged(self) -> bool:

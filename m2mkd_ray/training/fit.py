@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m2mkd_ray.training.counters import Meter
 from m2mkd_ray.training.course import Course, Member
 from m2mkd_ray.training.engine import Engine, TrainPlacement, micro_batches
 from m2mkd_ray.training.optim import TrainConfig
@@ -82,6 +83,8 @@ def _together(feed: Feed, courses: list[Course], placement: TrainPlacement) -> I
     for course in courses:
         with course.own():
             course.resume()
+    for course in courses:
+        course.meter = Meter()
     living = courses
     while living:
         start, stop = min(course.step for course in living), max(course.total for course in living)
@@ -95,11 +98,13 @@ def _together(feed: Feed, courses: list[Course], placement: TrainPlacement) -> I
                         course.look()
                 yield from _ended(living)
             living = [course for course in living if not course.is_over]
-            if not _at(step, living):
+            active = _at(step, living)
+            if not active:
                 break  # all have ended, or the others are further on
-            _take_step(batches, _at(step, living), placement)
+            with _untimed([course for course in living if course not in active]):
+                _take_step(batches, active, placement)
             with _untimed(living):
-                for course in _at(step + 1, living):
+                for course in _unhurt(active):
                     with course.own():
                         course.keep()
 

@@ -1,6 +1,7 @@
 """A cohort: every member ends as it would alone, bit for bit, whatever becomes of the others."""
 
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -233,6 +234,32 @@ def test_a_resumed_member_beside_a_fresh_one(at: int, together: Callable[..., En
         together([first], EVERY_STEP, source=Cut(feed, at))
     cohort = together([first, *others], EVERY_STEP)
     assert all(same(cohort, place, end) for place, end in enumerate(alone))
+
+
+def test_a_member_that_waits_is_not_slowed_by_those_behind_it(together: Callable[..., Ends], feed: Batches) -> None:
+    """Each step that the one behind makes alone takes long, and is not in the seconds of the one that waits."""
+    first, behind = named([WISHES[0], Wish(1, spoil=slow(0.2, steps=4))], "members")
+    with pytest.raises(Killed):
+        together([first], EVERY_STEP, source=Cut(feed, 4))
+    cohort = together([first, behind], TrainPlacement(checkpoint_every_s=1e9, log_every_steps=1))
+    history = cohort.ended[0].history
+    assert history is not None
+    resumed = [point for point in history if "loss" in point and point["step"] > 4]
+    assert len(resumed) == 2
+    assert sum(point["train_s"] for point in resumed) < 0.4
+
+
+def slow(seconds: float, *, steps: int) -> Callable[[ModuleDistillation], None]:
+    def spoil(objective: ModuleDistillation) -> None:
+        calls = itertools.count()
+
+        def nap(module: nn.Module, args: Any) -> None:
+            if module.training and next(calls) < steps:
+                time.sleep(seconds)
+
+        objective.student.register_forward_pre_hook(nap)
+
+    return spoil
 
 
 @pytest.mark.parametrize("kills", [(2,), (1, 3, 8)], ids=str)

@@ -173,6 +173,17 @@ def test_speed_leaves_validation_out(
     assert sum(16 / point["images_per_s"] for point in history if "loss" in point) <= wall - sum(naps)
 
 
+def test_speed_leaves_checkpoints_out(run: Callable, feed: Batches, classification: Callable) -> None:
+    """Between checkpoints at every step the seconds of the points are those of the steps, no more, no less."""
+    began = time.perf_counter()
+    history, _, _ = run(classification(), feed, EVERY_STEP)
+    wall = time.perf_counter() - began
+    seconds = [point["train_s"] for point in history if "loss" in point]
+    assert min(seconds) > 1e-4, "a step took no time"
+    assert sum(seconds) < wall
+    assert all(point["images_per_s"] == pytest.approx(16 / point["train_s"]) for point in history if "loss" in point)
+
+
 def test_a_training_learns(run: Callable, feed: Batches, classification: Callable[..., Classification]) -> None:
     config = TrainConfig(epochs=20, lr=3e-3, validate_every_epochs=10)
     history, _, _ = run(classification(dropout=0, drop_path=0), feed, config=config)
