@@ -152,8 +152,10 @@ class Course:
 
     @property
     def _is_logged(self) -> bool:
+        """With patience the training may end before any step that is validated, and its last point has a loss too."""
         done = self.step + 1
-        return done % self.placement.log_every_steps == 0 or done == self.total
+        may_end = done == self.total or (self.config.patience is not None and done in self._validation_steps())
+        return may_end or done % self.placement.log_every_steps == 0
 
     def _finish(self) -> None:
         self.saver.wait()

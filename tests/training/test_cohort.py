@@ -309,6 +309,18 @@ def test_patience_ends_a_member_whose_top1_no_longer_rises(together: Callable[..
     assert same(cohort, 1, together([WISHES[0]], EVERY_STEP))
 
 
+def test_out_of_patience_before_the_first_point_the_last_step_is_logged(together: Callable[..., Ends]) -> None:
+    """Seldom logged: the counters of all steps are in the history all the same."""
+    config = CONFIG.model_copy(update={"epochs": 4.0, "patience": 1})
+    seldom = TrainPlacement(checkpoint_every_s=1e9, log_every_steps=1000)
+    history = together([Wish(1, config=config, patience_scores=(0.3, 0.4, 0.2))], seldom).ended[0].history
+    assert history is not None
+    *_, logged, last = history
+    assert (logged["step"], last["step"], last["val_top1"]) == (6, 6, 0.2)
+    assert logged["loss"] > 0
+    assert sum(point.get("teacher_calls", 0) for point in history) == 6 * 16
+
+
 def test_patience_survives_a_kill(together: Callable[..., Ends], feed: Batches) -> None:
     config = CONFIG.model_copy(update={"epochs": 4.0, "patience": 2})
     scores = (0.1, 0.2, 0.3, 0.3, 0.25)
