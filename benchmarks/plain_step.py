@@ -1,9 +1,10 @@
 """An incubation step as one would first write it, from docs/method.md's description of the reference's procedure.
 
 Attention is softmax(q k^T / sqrt(d)) v, written out. Experts are called one after the other on the tokens that a mask
-picks. Meta modules before the pair run without gradient; the later ones keep gradients of their own parameters, though
-nothing moves these. The divergence is divided by B * K. AdamW goes over the tensors one by one. Precision is fp32 or
-autocast. The weights are copies of those that the product's modules have.
+picks. The whole meta model is frozen, as in the reference (kamanphoebe/m2mKD `deep_incubation/main.py`): the modules
+before the pair run without gradient, and through the later ones it flows to the student, but not to their parameters.
+The divergence is divided by B * K. AdamW goes over the tensors as torch chooses: all at once on a GPU, one by one on a
+CPU. Precision is fp32 or autocast. The weights are copies of those that the product's modules have.
 
 B = images, L = tokens, D = width, H = heads, N = B * L
 """
@@ -127,11 +128,9 @@ class PlainStep:
         plain = [plainly(module) for module in meta]
         self.before, self.after = nn.Sequential(*plain[:index]), nn.Sequential(*plain[index + 1 :])
         self.student, self.teacher, self.is_autocast = plainly(student), plainly(teacher), is_autocast
-        for module in (self.before, self.teacher):
+        for module in (self.before, self.after, self.teacher):
             module.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=1e-3, weight_decay=0.05, foreach=False, fused=False
-        )
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, weight_decay=0.05)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step on a batch; the loss."""

@@ -8,7 +8,11 @@ smallest and largest. One thread, unless --threads says otherwise. The plain ste
 
     fp32_ratio      plain fp32 / ours fp32
     autocast_ratio  plain autocast / the faster of our bf16 and bf16_pure
-    best_ratio      the faster plain step / our fastest, whatever their precisions
+    best_ratio      the faster plain step / our fastest of the three precisions
+    cached_ratio    plain fp32 / ours fp32 where the teacher's logits are at hand, as `pairs.cache` has them: less work
+    compiled_ratio  plain fp32 / ours fp32 with placement.compile; only with --compile
+
+On a GPU the model is V-MoE-B at its published widths, on a CPU at an eighth of them.
 """
 
 import argparse
@@ -18,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from rich.console import Console
@@ -37,7 +41,8 @@ from m2mkd_ray.training.precision import Precision
 
 _UNTIMED = 2
 """Steps of each way in a turn that are not timed: what ran before has taken the caches and the allocator's memory."""
-FIELDS = ("fp32_ratio", "autocast_ratio", "best_ratio")
+CACHED, COMPILED = "fp32 cached", "fp32 compiled"
+"""Ways of ours beside its precisions."""
 Modules = tuple[list[nn.Module], nn.Module, nn.Module]
 
 
@@ -59,6 +64,17 @@ def vmoe_base(width_divisor: int) -> Blueprint:
     )
 
 
+class Batch(NamedTuple):
+    """What a step gets."""
+
+    images: Tensor
+    """(B, 3, H, W)."""
+    targets: Tensor
+    """(B, K)."""
+    teacher_logits: Tensor | None = None
+    """(B, K), float32; for the way that has them at hand."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What is trained, and on how many images."""
@@ -69,8 +85,11 @@ class Shape:
 
 
 def shapes() -> list[Shape]:
-    """The shapes that are measured: the published models at an eighth of their widths, and the demo's."""
-    return [Shape("vmoe_base / 8", vmoe_base(8), 8), Shape("demo", find_recipe("demo").blueprint, 64)]
+    """The shapes that are measured: the published models, on a CPU at an eighth of their widths; and the demo's."""
+    published = (
+        Shape("vmoe_base", vmoe_base(1), 128) if torch.cuda.is_available() else Shape("vmoe_base / 8", vmoe_base(8), 8)
+    )
+    return [published, Shape("demo", find_recipe("demo").blueprint, 64)]
 
 
 def modules(blueprint: Blueprint, index: int) -> Modules:
@@ -85,16 +104,20 @@ def modules(blueprint: Blueprint, index: int) -> Modules:
 class OurStep:
     """The product's engine and objective, as a function of a batch."""
 
-    def __init__(self, of: Modules, index: int, precision: Precision, *, compile: bool = False) -> None:
+    def __init__(
+        self, of: Modules, index: int, precision: Precision, *, is_cached: bool = False, compile: bool = False
+    ) -> None:
         meta, student, teacher = of
         meta, student, teacher = [*meta[:-1], class_token_alone(meta[-1])], *map(class_token_alone, (student, teacher))
         self.objective = ModuleDistillation(meta, index, student, teacher)
         self.engine = TorchEngine(self.objective, TrainConfig(epochs=1, lr=1e-3, precision=precision), compile=compile)
+        self.precision, self.is_cached = precision, is_cached
 
-    def __call__(self, images: Tensor, targets: Tensor, *, is_logged: bool = False) -> Mapping[str, Tensor]:
+    def __call__(self, batch: Batch, *, is_logged: bool = False) -> Mapping[str, Tensor]:
         """One step on a batch, logged or as between two points of a history."""
+        logits = batch.teacher_logits if self.is_cached else None
         self.engine.begin(1e-3, is_logged=is_logged)
-        self.engine.accumulate(images, targets, weight=1.0, is_last=True)
+        self.engine.accumulate(batch.images, batch.targets, logits, weight=1.0, is_last=True)
         return self.engine.update()
 
 
@@ -103,77 +126,82 @@ def measure(shape: Shape, index: int, *, turns: int, steps: int, compile: bool) 
     device = local_device()
     torch.manual_seed(1)
     size, classes = shape.blueprint.teacher.img_size, shape.blueprint.teacher.num_classes
-    batches = [
-        (
-            torch.randn(shape.batch_size, 3, size, size, device=device),
-            torch.randn(shape.batch_size, classes, device=device).softmax(dim=-1),
-        )
-        for _ in range(2)
-    ]
     made = modules(shape.blueprint, index)
-    ours = {
-        precision: OurStep(copy.deepcopy(made), index, precision, compile=compile) for precision in get_args(Precision)
-    }
+    ours = {precision: OurStep(copy.deepcopy(made), index, precision) for precision in get_args(Precision)}
+    ours[CACHED] = OurStep(copy.deepcopy(made), index, "fp32", is_cached=True)
+    if compile:
+        ours[COMPILED] = OurStep(copy.deepcopy(made), index, "fp32", compile=True)
     plain = {
         name: PlainStep(*_moved(made, index, device), is_autocast=name == "autocast") for name in ("fp32", "autocast")
     }
+    teacher = ours["fp32"].objective.teacher
+    assert teacher is not None
+    batches = []
+    for _ in range(2):
+        images = torch.randn(shape.batch_size, 3, size, size, device=device)
+        targets = torch.randn(shape.batch_size, classes, device=device).softmax(dim=-1)
+        batches.append(Batch(images, targets, teacher(images)))
     differences = check(ours, plain, batches)
-    seconds: dict[str, list[float]] = {name: [] for name in (*_names("ours", ours), *_names("plain", plain))}
+    ways: dict[str, Callable[[Batch], Any]] = {f"ours {name}": step for name, step in ours.items()}
+    ways |= {f"plain {name}": _on_batches(step) for name, step in plain.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns):
-        for side, steppers in (("ours", ours), ("plain", plain)):
-            for name, step in steppers.items():
-                seconds[f"{side} {name}"].append(timed(step, batches, steps, device))
+        for name, step in ways.items():
+            seconds[name].append(timed(step, batches, steps, device))
     return {"shape": shape.name, "pair": index, "loss_differences": differences, "seconds": seconds, **ratios(seconds)}
 
 
-def check(
-    ours: Mapping[str, OurStep], plain: Mapping[str, PlainStep], batches: Sequence[tuple[Tensor, Tensor]]
-) -> dict[str, float]:
+def check(ours: Mapping[str, OurStep], plain: Mapping[str, PlainStep], batches: Sequence[Batch]) -> dict[str, float]:
     """How far the losses of two steps differ, relatively.
 
     Raises:
         RuntimeError: further than rounding explains; then the work is not the same, and times mean nothing.
     """
     differences = dict.fromkeys(ours, 0.0)
-    for images, targets in batches:
-        theirs = {name: float(step(images, targets)) for name, step in plain.items()}
-        for precision, step in ours.items():
-            found = float(step(images, targets, is_logged=True)["loss"])
-            expected = theirs["fp32" if precision == "fp32" else "autocast"]
-            differences[precision] = max(differences[precision], abs(found - expected) / abs(expected))
+    for batch in batches:
+        theirs = {name: float(step(batch.images, batch.targets)) for name, step in plain.items()}
+        for name, step in ours.items():
+            found = float(step(batch, is_logged=True)["loss"])
+            expected = theirs["fp32" if step.precision == "fp32" else "autocast"]
+            differences[name] = max(differences[name], abs(found - expected) / abs(expected))
     limits = {"fp32": 1e-4, "bf16": 1e-2, "bf16_pure": 2e-2}
-    if wrong := {name: value for name, value in differences.items() if value > limits[name]}:
+    if wrong := {name: value for name, value in differences.items() if value > limits[ours[name].precision]}:
         raise RuntimeError(f"The losses of our step and the plain one differ by {wrong}, more than {limits}.")
     return differences
 
 
-def timed(step: Callable[[Tensor, Tensor], Any], batches: Sequence[Any], steps: int, device: torch.device) -> float:
+def timed(step: Callable[[Batch], Any], batches: Sequence[Batch], steps: int, device: torch.device) -> float:
     """Seconds of a step, over a few, as in the middle of a training: after two that bring its memory back."""
-    for images, targets in batches[:_UNTIMED]:
-        step(images.clone(), targets)
+    for batch in batches[:_UNTIMED]:
+        step(batch._replace(images=batch.images.clone()))
     _wait(device)
     # One thread's seconds on a processor are not disturbed by what else runs on the machine.
     clock = time.perf_counter if device.type == "cuda" or torch.get_num_threads() > 1 else time.process_time
     began = clock()
     for number in range(steps):
-        images, targets = batches[number % len(batches)]
-        step(images.clone(), targets)  # new images each time, as in a training
+        batch = batches[number % len(batches)]
+        step(batch._replace(images=batch.images.clone()))  # new images each time, as in a training
     _wait(device)
     return (clock() - began) / steps
 
 
 def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Median, smallest and largest ratio over the turns."""
-    pure = min(("ours bf16", "ours bf16_pure"), key=lambda name: statistics.median(seconds[name]))
-    ours = min(
-        (name for name in seconds if name.startswith("ours")), key=lambda name: statistics.median(seconds[name])
-    )
-    plain = min(("plain fp32", "plain autocast"), key=lambda name: statistics.median(seconds[name]))
+
+    def fastest(*names: str) -> str:
+        return min(names, key=lambda name: statistics.median(seconds[name]))
+
     pairs = {
         "fp32_ratio": ("plain fp32", "ours fp32"),
-        "autocast_ratio": ("plain autocast", pure),
-        "best_ratio": (plain, ours),
+        "autocast_ratio": ("plain autocast", fastest("ours bf16", "ours bf16_pure")),
+        "best_ratio": (
+            fastest("plain fp32", "plain autocast"),
+            fastest(*(f"ours {precision}" for precision in get_args(Precision))),
+        ),
+        "cached_ratio": ("plain fp32", f"ours {CACHED}"),
     }
+    if f"ours {COMPILED}" in seconds:
+        pairs["compiled_ratio"] = ("plain fp32", f"ours {COMPILED}")
     found: dict[str, dict[str, float]] = {}
     for name, (slow, fast) in pairs.items():
         by_turn = [theirs / mine for theirs, mine in zip(seconds[slow], seconds[fast], strict=True)]
@@ -186,9 +214,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--turns", type=int, default=5)
     options.add_argument("--steps", type=int, default=6, help="of each way in a turn; default: 6")
-    options.add_argument("--pairs", type=int, nargs="+", default=[0, 1, 3])
+    options.add_argument("--pairs", type=int, nargs="+", default=[0, 1, 2, 3])
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--compile", action="store_true", help="ours with placement.compile")
+    options.add_argument("--compile", action="store_true", help="also ours with placement.compile")
     options.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -198,17 +226,18 @@ def main() -> None:
         for index in arguments.pairs
     ]
     ways = list(results[0]["seconds"])
-    table = Table("shape", "pair", *(f"{way}, ms" for way in ways), *FIELDS)
+    fields = [name for name in results[0] if name.endswith("_ratio")]
+    table = Table("shape", "pair", *(f"{way}, ms" for way in ways), *fields)
     for result in results:
         times = (f"{1e3 * statistics.median(result['seconds'][way]):.0f}" for way in ways)
-        shown = ("{median:.2f} ({min:.2f} to {max:.2f})".format(**result[field]) for field in FIELDS)
+        shown = ("{median:.2f} ({min:.2f} to {max:.2f})".format(**result[field]) for field in fields)
         table.add_row(result["shape"], str(result["pair"]), *times, *shown)
     Console(width=200).print(table)
     overall = {
         field: statistics.median(result[field]["median"] for result in results if result["shape"] != "demo")
-        for field in FIELDS
+        for field in fields
     }
-    where = {"device": str(local_device()), "threads": arguments.threads, "is_compiled": arguments.compile}
+    where = {"device": str(local_device()), "threads": arguments.threads}
     write(arguments.json, {**overall, **where, "results": results})
 
 
@@ -217,8 +246,8 @@ def _moved(made: Modules, index: int, device: torch.device) -> tuple[list[nn.Mod
     return [module.to(device) for module in meta], index, student.to(device), teacher.to(device)
 
 
-def _names(side: str, steppers: Mapping[str, Any]) -> list[str]:
-    return [f"{side} {name}" for name in steppers]
+def _on_batches(step: PlainStep) -> Callable[[Batch], Tensor]:
+    return lambda batch: step(batch.images, batch.targets)
 
 
 def _wait(device: torch.device) -> None:
