@@ -333,7 +333,7 @@ def test_a_terminal_gets_a_table_and_a_pipe_gets_lines(tiny, tmp_path):
 def test_who_shares_a_worker_is_shown_within_a_hundred_columns(tiny, tmp_path):
     from m2mkd_ray.commands.follow import Lines, LiveTable
     from m2mkd_ray.commands.session import chosen, planned
-    from m2mkd_ray.execution import StageProgress, StageStarted
+    from m2mkd_ray.execution import StageInterrupted, StageProgress, StageStarted
     from m2mkd_ray.execution.store import Progress
 
     stages = planned(chosen(str(tiny), ["baselines=[]"]))
@@ -357,6 +357,12 @@ def test_who_shares_a_worker_is_shown_within_a_hundred_columns(tiny, tmp_path):
     assert second.rstrip().endswith("with pair-0")
     assert "pair-0: started on ray-worker-gpu-7f9c4:1042 with pair-1" in lines.getvalue()
     assert "pair-1: step 512/20000: loss 2.250, top-1 50.0 %, 1,234 images/s, data wait 12 %" in lines.getvalue()
+    with Lines(stages, lines) as follow:
+        for take in (follow, table):
+            take(StageInterrupted(pairs[1], "its worker was ended, because pair-0 stalled"))
+    assert "pair-1: waits for another worker, its worker was ended, because pair-0 stalled" in lines.getvalue()
+    (second,) = (line for line in _text(table).splitlines() if line.startswith("pair-1"))
+    assert all(part in second for part in ("waiting", "its worker was ended"))
 
 
 def _text(live, width: int = 160) -> str:

@@ -23,6 +23,7 @@ from m2mkd_ray.execution import (
     Stage,
     StageEnded,
     StageFailed,
+    StageInterrupted,
     StageProgress,
     StageRetried,
     StageReused,
@@ -87,6 +88,8 @@ class Row:
                 self.state, self.seconds, self.words, self.step = "complete", seconds, said(metrics), None
             case StageRetried(kind=kind, attempt=attempt):
                 self.state, self.words, self.step = "retry", f"{kind} in attempt {attempt}", None
+            case StageInterrupted(message=message):
+                self.state, self.words, self.step = "waiting", message, None
             case StageWaits(reason=reason):
                 self.words = f"no node has room: it asks for {reason}"
             case StageFailed(message=message):
@@ -229,6 +232,8 @@ def _sentence(row: Row, event: Event) -> str:
             return f"complete after {duration(seconds)}{words}"
         case StageRetried(delay_s=delay_s):
             return f"tried again in {delay_s:.1f} s, {row.words}"
+        case StageInterrupted():
+            return f"waits for another worker, {row.words}"
         case StageWaits():
             return f"waits, {row.words}"
         case StageFailed():

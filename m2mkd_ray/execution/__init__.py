@@ -11,6 +11,7 @@ from m2mkd_ray.execution.events import (
     Outcome,
     StageEnded,
     StageFailed,
+    StageInterrupted,
     StageProgress,
     StageRetried,
     StageReused,
@@ -34,5 +35,5 @@ __all__ = [
     "execute", "closure", "check", "plan_status", "StageStatus",
     "Launcher", "LocalLauncher", "Kind", "Retry", "GiveUp", "decide",
     "Outcome", "Event", "StageReused", "StageStarted", "StageProgress", "StageEnded", "StageRetried", "StageFailed",
-    "StageWaits", "StageSkipped",
+    "StageInterrupted", "StageWaits", "StageSkipped",
 ]  # fmt: skip

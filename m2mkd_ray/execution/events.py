@@ -61,6 +61,14 @@ class StageRetried:
 
 
 @dataclass(frozen=True)
+class StageInterrupted:
+    """Its worker was ended because of another stage; it gets another worker, and nothing counts against it."""
+
+    stage: Stage
+    message: str
+
+
+@dataclass(frozen=True)
 class StageWaits:
     """No node that is there can hold the stage; it waits for one."""
 
@@ -95,7 +103,15 @@ class StageSkipped:
 
 
 Event = (
-    StageReused | StageStarted | StageProgress | StageEnded | StageRetried | StageWaits | StageFailed | StageSkipped
+    StageReused
+    | StageStarted
+    | StageProgress
+    | StageEnded
+    | StageRetried
+    | StageInterrupted
+    | StageWaits
+    | StageFailed
+    | StageSkipped
 )
 
 

@@ -23,6 +23,7 @@ from m2mkd_ray.execution.events import (
     Outcome,
     StageEnded,
     StageFailed,
+    StageInterrupted,
     StageProgress,
     StageRetried,
     StageReused,
@@ -49,6 +50,10 @@ Decide = Callable[[Kind, Sequence[Kind]], Retry | GiveUp]
 _POLL_S = 0.5
 _WATCH_LOCAL_S = 1.0
 _WATCH_REMOTE_S = 15.0
+_UNHEARD = (
+    "It has said nothing for {:.0f} s since it started: its ranks (Ray Train) may wait for devices that no "
+    "node has free, or it hangs before its first report"
+)
 
 
 def execute(
@@ -72,8 +77,9 @@ def execute(
         on_event: called in this thread for whatever happens.
         verify: compare the contents of all complete artifacts with their hashes first, not only their sizes.
         stall_timeout_s: kill and retry a stage that has reported in this attempt, and then for so long no more;
-            None: never. Before its first report and after its last step a stage has as long as it needs.
-        wait_timeout_s: give a stage up that no node has been able to hold for so long; None: never.
+            None: never. After its last step a stage has as long as it needs; before its first report see below.
+        wait_timeout_s: give a stage up that no node has been able to hold for so long, and one that has reported
+            nothing for so long since a worker took it up, as ranks that find no place do; None: never.
         decide: what to do about a failure.
         place: which stages get a worker, where and in which order; None: all, as the plan has them (`AsGiven`).
 
@@ -156,6 +162,8 @@ class _Executor:
                 self._locks.release([run.stage.address])
             else:
                 self._clear(run.stage)
+                if self._store.waits(run.stage.address):  # of a driver that was killed
+                    self._store.say_waits(run.stage.address, "")
         self._sweep()
         self._seating.know(self._store.seconds(run.stage.name for run in self._in_state(State.WAITING)))
 
@@ -229,7 +237,7 @@ class _Executor:
                 self._end(run, State.COMPLETE, StageEnded(run.stage, seconds, metrics, run.where))
                 self._locks.release([run.stage.address])
             case Failed():
-                report = _in_its_cohort(report, run)
+                report = replace(report, kind=run.kind_of(report.kind))
                 self._end_attempt(run, report.kind, report.message)
                 if not (isinstance(report.error, ArtifactError) and self._repair(run)):
                     self._judge(run, report)
@@ -301,17 +309,19 @@ class _Executor:
         if progress is not None and progress != run.progress:
             run.progress, run.changed = progress, time.monotonic()
             self._on_event(StageProgress(run.stage, progress))
-        elif self._stall_timeout_s is not None and _silence_s(run) > self._stall_timeout_s:
-            self._kill(run)
-            message = f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s"
-            self._handle(Failed(run.stage.address, Kind.STALLED, message))
+        elif self._stall_timeout_s is not None and run.silence_s > self._stall_timeout_s:
+            self._kill(run, Kind.STALLED, f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s")
+        elif self._wait_timeout_s is not None and run.unheard_s > self._wait_timeout_s:
+            self._kill(run, Kind.UNPLACED, _UNHEARD.format(self._wait_timeout_s))
 
-    def _kill(self, run: Run) -> None:
+    def _kill(self, run: Run, kind: Kind, message: str) -> None:
         """End a stage's worker; the other members of its cohort wait for another one, at no cost."""
         for address in self._launcher.kill(run.stage.address):
-            mate = self._runs[address]
-            self._end_attempt(mate, "INTERRUPTED", f"its worker was ended, because {run.stage.address} stalled")
+            mate, why = self._runs[address], f"its worker was ended, because {run.stage.address} stalled"
+            self._end_attempt(mate, "INTERRUPTED", why)
             mate.wait()
+            self._on_event(StageInterrupted(mate.stage, why))
+        self._handle(Failed(run.stage.address, kind, message))
 
     def _watch_waiting(self) -> None:
         """Say which stages no node can hold, and give them up after a while."""
@@ -378,16 +388,3 @@ class _Executor:
 
     def _in_state(self, state: State) -> list[Run]:
         return [run for run in self._runs.values() if run.state is state]
-
-
-def _in_its_cohort(failed: Failed, run: Run) -> Failed:
-    """A failure as it is to be judged: memory that was too small for a cohort may do for one of its members."""
-    is_crowded = run.seated is not None and len(run.seated.seat.stages) > 1
-    return replace(failed, kind=Kind.CROWDED) if is_crowded and failed.kind is Kind.OUT_OF_MEMORY else failed
-
-
-def _silence_s(run: Run) -> float:
-    """Seconds since a stage's last report; 0 where none is due: before the first, and after the last step."""
-    if run.changed is None or run.progress is None or run.progress.step >= run.progress.total_steps:
-        return 0.0
-    return time.monotonic() - run.changed

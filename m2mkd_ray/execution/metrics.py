@@ -23,6 +23,7 @@ from m2mkd_ray.execution.events import (
     Event,
     StageEnded,
     StageFailed,
+    StageInterrupted,
     StageRetried,
     StageReused,
     StageSkipped,
@@ -94,6 +95,7 @@ _AFTER: Mapping[type[Event], str] = {
     StageStarted: "running",
     StageEnded: "complete",
     StageRetried: "waiting",
+    StageInterrupted: "waiting",
     StageFailed: "failed",
     StageSkipped: "skipped",
 }
@@ -157,6 +159,8 @@ class ExecutorMetrics:
             case StageRetried(kind=kind, delay_s=delay_s):
                 _record(self._instruments["retries"], 1.0, {"recipe": stage.of, "kind": str(kind)})
                 self._ready[stage.address] = now + delay_s
+            case StageInterrupted():
+                self._ready[stage.address] = now
         self._show()
 
     def by_state(self) -> Mapping[tuple[str, str], int]:

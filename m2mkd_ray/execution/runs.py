@@ -1,5 +1,6 @@
 """What the executor knows of the stages of a run."""
 
+import time
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -55,12 +56,31 @@ class Run:
     """Monotonic time at which this attempt last said something; None before its first report."""
     lacks_since: float | None = None
     """Monotonic time since which no node can hold it; None if one can."""
+    has_begun: bool = False
+    """Whether a worker ever took it up in this run."""
     end: Event | None = None
 
     @property
     def offered(self) -> Stage:
         """The stage as it is offered a seat."""
         return replace(self.stage, together=None, mates="") if self.is_loner else self.stage
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since its last report; 0 where none is due: before this attempt's first, and after the last step."""
+        if self.changed is None or self.progress is None or self.progress.step >= self.progress.total_steps:
+            return 0.0
+        return time.monotonic() - self.changed
+
+    @property
+    def unheard_s(self) -> float:
+        """Seconds since a worker took it up, as long as this attempt has reported nothing; 0 otherwise."""
+        return time.monotonic() - self.started if self.started is not None and self.changed is None else 0.0
+
+    def kind_of(self, kind: Kind) -> Kind:
+        """A failure as it is to be judged: memory that was too small for a cohort may do for one of its members."""
+        is_crowded = self.seated is not None and len(self.seated.seat.stages) > 1
+        return Kind.CROWDED if is_crowded and kind is Kind.OUT_OF_MEMORY else kind
 
     def sit(self, seated: Seated, progress: Progress | None) -> None:
         """It was submitted; `progress` is what an earlier attempt said last."""

@@ -66,9 +66,9 @@ class Seating:
             self._runs[stage.address].sit(seated, self._store.progress(stage.address))
             self._store.forget_scratch(stage.address)
         # What was begun had its turn before what still waits; at the end of the queue it would end the run late.
-        is_retried = any(self._runs[stage.address].history for stage in seat.stages)
+        has_begun = any(self._runs[stage.address].has_begun for stage in seat.stages)
         jobs = [job(stage) for stage in seat.stages]
-        self._launcher.submit(jobs, self._store, seat.node, seat.resources, goes_first=is_retried)
+        self._launcher.submit(jobs, self._store, seat.node, seat.resources, goes_first=has_begun)
 
     def _view(self) -> View:
         running = [run for run in self._runs.values() if run.state is State.RUNNING]
@@ -100,7 +100,7 @@ class Seating:
 
     def take_up(self, run: Run, where: Where) -> None:
         """A worker began with a stage."""
-        run.where, run.started = where, time.monotonic()
+        run.where, run.started, run.has_begun = where, time.monotonic(), True
         if run.seated is not None and not run.seated.since:
             run.seated.node, run.seated.since = where.get("node_id"), run.started
 

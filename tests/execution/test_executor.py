@@ -34,6 +34,7 @@ from m2mkd_ray.execution import (
     StageStarted,
     Store,
     execute,
+    plan_status,
 )
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.job import Job, here
@@ -408,6 +409,39 @@ def test_a_stage_that_falls_silent_is_killed(
     outcome = execute([stage], store, worker, stall_timeout_s=0.1, decide=lambda kind, history: GiveUp(str(kind)))
     assert [failure.kind for failure in outcome.failed] == ([Kind.STALLED] if is_killed else [])
     assert worker.killed == ([stage.address] if is_killed else [])
+
+
+@pytest.mark.parametrize(
+    ("says", "is_killed"),
+    [(SILENCE, True), ([(1, 9), *SILENCE], False)],
+    ids=["never reports", "silent after its first report"],
+)
+def test_a_stage_that_never_reports_is_given_up_as_its_ranks_may_find_no_place(
+    store: Store, monkeypatch: pytest.MonkeyPatch, says: list[tuple[int, int] | None], is_killed: bool
+) -> None:
+    monkeypatch.setattr("m2mkd_ray.execution.executor._WATCH_LOCAL_S", 0.0)
+    stage, worker = number("a"), Worker(says)
+    outcome = execute([stage], store, worker, wait_timeout_s=0.1)
+    assert [failure.kind for failure in outcome.failed] == ([Kind.UNPLACED] if is_killed else [])
+    assert worker.killed == ([stage.address] if is_killed else [])
+    for failure in outcome.failed:
+        assert "said nothing for 0 s since it started: its ranks (Ray Train) may wait" in failure.message
+        assert "--wait-timeout" in failure.reason
+
+
+def test_why_a_stage_waited_is_forgotten_by_the_driver_that_comes_after(store: Store) -> None:
+    need = number("need")
+    last = number("last", x=need)
+    for stage in (need, last):
+        store.say_waits(stage.address, "64 CPUs")  # and then its driver was killed
+    waits: list[list[str]] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            waits.append([status.waits for status in plan_status([last], store)])
+
+    run(store, [last], on_event=look)
+    assert waits == [["", ""], ["", ""]]
 
 
 # Drivers in processes of their own

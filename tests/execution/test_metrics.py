@@ -12,7 +12,15 @@ import pytest
 import ray
 from toy import diamond
 
-from m2mkd_ray.execution import Kind, StageEnded, StageRetried, StageReused, StageSkipped, StageStarted
+from m2mkd_ray.execution import (
+    Kind,
+    StageEnded,
+    StageInterrupted,
+    StageRetried,
+    StageReused,
+    StageSkipped,
+    StageStarted,
+)
 from m2mkd_ray.execution.events import StageFailed
 from m2mkd_ray.execution.metrics import METRICS, ExecutorMetrics, each, report_metrics
 
@@ -71,6 +79,9 @@ def test_stages_are_counted_by_state_and_workers_by_how_many_they_run() -> None:
     metrics(StageEnded(left, 1.0, {}, {}))
     assert metrics.by_cohort_size() == {1: 1}
     metrics(StageRetried(right, Kind.LOST, 1, 0.5, "gone"))
+    assert (states(metrics), metrics.by_cohort_size()) == ({"reused": 1, "complete": 1, "waiting": 2}, {})
+    metrics(started(right, pid=8))
+    metrics(StageInterrupted(right, "its worker was ended"))
     assert (states(metrics), metrics.by_cohort_size()) == ({"reused": 1, "complete": 1, "waiting": 2}, {})
     metrics(StageFailed(right, Kind.RAISED, "", "", "", None))
     metrics(StageSkipped(bottom, (right,)))

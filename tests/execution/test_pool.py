@@ -20,6 +20,7 @@ from m2mkd_ray.execution import (
     Retry,
     Stage,
     StageEnded,
+    StageInterrupted,
     StageProgress,
     StageRetried,
     StageStarted,
@@ -246,13 +247,40 @@ def test_when_a_member_stalls_the_others_begin_again_at_no_cost(launcher: RayLau
         asked.append((kind, len(list(history))))  # type: ignore[call-overload]  # a sequence of kinds
         return GiveUp("enough")
 
-    outcome = execute(plan, store, launcher, stall_timeout_s=1.5, decide=decide)
+    events: list[Event] = []
+    outcome = execute(plan, store, launcher, stall_timeout_s=1.5, decide=decide, on_event=events.append)
     assert [failure.kind for failure in outcome.failed] == [Kind.STALLED]
     assert asked == [(Kind.STALLED, 0)]
     (done,) = outcome.complete
     attempts = store.manifest(done.stage.address)["attempts"]
     assert [attempt["outcome"] for attempt in attempts] == ["INTERRUPTED", "COMPLETE"]
     assert f"because {outcome.failed[0].stage.address} stalled" in attempts[0]["message"]
+    told = [event for event in events if isinstance(event, StageInterrupted)]
+    assert [(event.stage, event.message) for event in told] == [(done.stage, attempts[0]["message"])]
+
+
+def test_what_began_in_a_cohort_whose_worker_was_ended_goes_on_before_what_waits(
+    launcher: RayLauncher, store: Store
+) -> None:
+    both = [
+        Stage(
+            f"s-{i}", chain, Chain(seed=i, steps=2), together=toy.one_hangs, mates="m", cohort=2, resources=WHOLE,
+            flops=1e9,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    others = [Stage(f"n-{i}", toy.add, Number(value=i), placement=Pace(), resources=WHOLE) for i in range(3)]
+    order: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            order.append(event.stage.name)
+
+    plan = [*both, *others]
+    outcome = execute(plan, store, launcher, stall_timeout_s=1.5, decide=lambda kind, past: GiveUp(""), on_event=note)
+    (failure,) = outcome.failed
+    (mate,) = {stage.name for stage in both} - {failure.stage.name}
+    assert order == ["s-0", "s-1", mate, "n-0", "n-1", "n-2"]
 
 
 @pytest.mark.chaos
