@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from m2mkd_ray.execution.placement import Seat, View
+from m2mkd_ray.execution.placement import GATHER_S, Seat, View
 from m2mkd_ray.execution.stage import Stage
 
 
@@ -14,7 +14,7 @@ class AsGiven:
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """See `Placer`. What takes longest comes first, as it took before, or else by its operations.
 
-        A cohort that has room waits for mates that are coming: their needs end about when its own did.
+        A cohort that has room waits a while for mates that are coming: their needs may end about when its own did.
         """
         seconds = expected_seconds(ready, view.seconds)
         # A sort is stable: of what is not known, the order of the plan stays.
@@ -29,8 +29,13 @@ class AsGiven:
             cohort.append(stage)
             with_room[alike] = cohort if len(cohort) < stage.cohort else []
         coming = {_alike(stage) for stage in view.coming}
-        full = [cohort for cohort in cohorts if len(cohort) >= cohort[0].cohort or _alike(cohort[0]) not in coming]
-        return [Seat(tuple(cohort), cohort[0].resources) for cohort in full]
+        waits = [
+            len(cohort) < cohort[0].cohort
+            and _alike(cohort[0]) in coming
+            and max(view.ready_s.get(stage.address, 0.0) for stage in cohort) < GATHER_S
+            for cohort in cohorts
+        ]
+        return [Seat(tuple(cohort), cohort[0].resources) for cohort, is_early in zip(cohorts, waits) if not is_early]
 
 
 def _alike(stage: Stage) -> object:

@@ -12,6 +12,10 @@ from typing import Protocol
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.stage import Resources, Stage
 
+GATHER_S = 60.0
+"""A stage that was left out is asked about again when it has been ready for so long, whatever happened: it may be
+that it waits for mates, and these do not come."""
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -46,7 +50,9 @@ class View:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What stages took before, or are expected to take, by name."""
     coming: Sequence[Stage] = ()
-    """Stages that are not ready, but will be when what runs now has ended, or a delay is over."""
+    """Stages that are not ready, but will be when what workers have begun has ended, or a delay is over."""
+    ready_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds for which stages have been ready, by address; empty where nothing idles while they wait."""
 
 
 class Placer(Protocol):

@@ -6,6 +6,7 @@ when nodes come or go, if the placer plans for nodes, and when no node can hold 
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from dataclasses import replace
 from m2mkd_ray.execution.feasibility import Node, lack
 from m2mkd_ray.execution.job import Where, job
 from m2mkd_ray.execution.launcher import Launcher
-from m2mkd_ray.execution.placement import Occupied, Placer, Seat, View
+from m2mkd_ray.execution.placement import GATHER_S, Occupied, Placer, Seat, View
 from m2mkd_ray.execution.runs import Run, Seated, State
 from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.store import Store
@@ -35,8 +36,11 @@ class Seating:
         self._nodes: list[Node] = []
         self._next_look = 0.0
         self._left_out: set[str] = set()
-        self._ready: set[str] = set()
+        self._ready: dict[str, float] = {}
+        """Monotonic time at which stages that wait for a seat were first ready, by address."""
         self._has_changed = True
+        self._ask_at = math.inf
+        """Monotonic time at which to ask again about what was left out, though nothing has changed."""
 
     def know(self, seconds: Mapping[str, float]) -> None:
         """How long stages of these names took."""
@@ -49,16 +53,19 @@ class Seating:
 
     def fill(self, ready: Sequence[Run]) -> None:
         """Ask for seats for what is ready, and submit them; what is left out waits until something has changed."""
-        addresses = {run.stage.address for run in ready}
-        if not ready or (addresses == self._left_out and not self._has_changed):
+        addresses, now = {run.stage.address for run in ready}, time.monotonic()
+        is_as_before = addresses == self._left_out and not self._has_changed and now < self._ask_at
+        if not ready or is_as_before:
             return
         if not self._nodes:
             self._nodes = self._launcher.nodes()
-        self._ready = addresses.copy()
+        self._ready = {address: self._ready.get(address, now) for address in addresses}
         for seat in self._placer.seats([run.offered for run in ready], self._view()):
             self._submit(seat)
             addresses -= {stage.address for stage in seat.stages}
         self._left_out, self._has_changed = addresses, False
+        gathered = (self._ready[address] + GATHER_S for address in addresses)
+        self._ask_at = min((at for at in gathered if at > now), default=math.inf)
 
     def _submit(self, seat: Seat) -> None:
         seated = Seated(seat)
@@ -85,18 +92,23 @@ class Seating:
             )
             for seated, members in inside.items()
         ]
-        return View(self._nodes, occupied, self._seconds, self._coming())
+        # In one process everything runs in turn, and nothing idles while a stage waits.
+        ready_s = {} if self._launcher.runs_in_process else {at: now - since for at, since in self._ready.items()}
+        return View(self._nodes, occupied, self._seconds, self._coming(), ready_s)
 
     def _coming(self) -> list[Stage]:
-        """Stages that wait for nothing but what is complete or runs now."""
-        soon = (State.COMPLETE, State.RUNNING)
+        """Stages that wait for nothing but what is complete, or what a worker has begun."""
         return [
-            run.stage
+            run.offered
             for run in self._runs.values()
             if run.state is State.WAITING
             and run.stage.address not in self._ready
-            and all(self._runs[read.address].state in soon for read in run.stage.reads.values())
+            and all(self._is_soon_complete(self._runs[read.address]) for read in run.stage.reads.values())
         ]
+
+    def _is_soon_complete(self, run: Run) -> bool:
+        has_begun = run.started is not None or self._launcher.runs_in_process
+        return run.state is State.COMPLETE or (run.state is State.RUNNING and has_begun)
 
     def take_up(self, run: Run, where: Where) -> None:
         """A worker began with a stage."""

@@ -1,6 +1,8 @@
 """Stages that share a worker: each is committed, fails and is tried again for itself, and is what it is alone."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import pytest
 import toy
@@ -30,8 +32,11 @@ from m2mkd_ray.execution import (
     decide,
     execute,
 )
-from m2mkd_ray.execution.job import here, job
-from m2mkd_ray.execution.reports import Failed, Finished
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.job import Job, here, job
+from m2mkd_ray.execution.reports import Failed, Finished, Report
+from m2mkd_ray.execution.runs import Run
+from m2mkd_ray.execution.seating import Seating
 from m2mkd_ray.execution.worker import run_cohort
 
 
@@ -225,6 +230,95 @@ def test_a_cohort_with_room_waits_for_mates_that_are_coming() -> None:
     assert AsGiven().seats([one], View(coming=[two])) == []
     assert [seat.stages for seat in AsGiven().seats([one, two], View(coming=[three]))] == [(one, two)]
     assert [seat.stages for seat in AsGiven().seats([one, other], View(coming=[other]))] == [(one,), (other,)]
+    for seconds, seats in ((59.0, []), (61.0, [(one,)])):
+        view = View(coming=[two], ready_s={one.address: seconds})
+        assert [seat.stages for seat in AsGiven().seats([one], view)] == seats
+
+
+class Desk:
+    """A launcher that runs nothing, and notes what it is given."""
+
+    runs_in_process = False
+
+    def __init__(self) -> None:
+        self.given: list[list[str]] = []
+
+    def submit(
+        self,
+        jobs: Sequence[Job],
+        store: Store,
+        node: str | None = None,
+        resources: Resources | None = None,
+        *,
+        goes_first: bool = False,
+    ) -> None:
+        self.given.append([one.name for one in jobs])
+
+    def poll(self, timeout_s: float) -> list[Report]:
+        return []
+
+    def kill(self, address: str) -> set[str]:
+        return set()
+
+    def recall(self, addresses: Collection[str]) -> set[str]:
+        return set()
+
+    def nodes(self) -> list[Node]:
+        return [Node("here", {"CPU": 1.0})]
+
+    def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def late_mate() -> tuple[dict[str, Run], Run, Run, Run]:
+    """All runs; a chain that is ready, one that is not, and what that one needs."""
+    one, two = cohort([1, 1])
+    need = toy.number("need")
+    plan = [need, one, replace(two, needs={"a": need})]
+    runs = {stage.address: Run(stage) for stage in plan}
+    return runs, *(runs[stage.address] for stage in (plan[1], plan[2], need))
+
+
+def test_only_mates_whose_needs_have_begun_are_waited_for(store: Store) -> None:
+    runs, ready, _, need = late_mate()
+    desk = Desk()
+    seating = Seating(runs, store, desk, AsGiven())
+    seating.fill([need])
+    seating.take_up(need, here())
+    seating.fill([ready])
+    assert desk.given == [["need"]]
+    need.started = None  # it waits for a worker, perhaps for ever
+    seating.change()
+    seating.fill([ready])
+    assert desk.given == [["need"], ["chain-0"]]
+
+
+def test_one_that_goes_alone_from_now_on_is_not_waited_for(store: Store) -> None:
+    runs, ready, late, _ = late_mate()
+    late.is_loner = True
+    desk = Desk()
+    runs = {run.stage.address: run for run in (ready, late)}
+    late.stage = replace(late.stage, needs={})  # it waits for its next try
+    Seating(runs, store, desk, AsGiven()).fill([ready])
+    assert desk.given == [["chain-0"]]
+
+
+def test_mates_are_waited_for_no_longer_than_a_minute(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("m2mkd_ray.execution.seating.GATHER_S", 0.2)
+    monkeypatch.setattr("m2mkd_ray.execution.given.GATHER_S", 0.2)
+    runs, ready, _, need = late_mate()
+    desk = Desk()
+    seating = Seating(runs, store, desk, AsGiven())
+    seating.fill([need])
+    seating.take_up(need, here())
+    seating.fill([ready])
+    assert desk.given == [["need"]]
+    time.sleep(0.25)
+    seating.fill([ready])  # nothing has changed but the time
+    assert desk.given == [["need"], ["chain-0"]]
 
 
 def test_only_mates_that_ask_for_the_same_sit_together() -> None:
