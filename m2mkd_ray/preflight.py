@@ -22,6 +22,7 @@ from m2mkd_ray.data.lanes import balanced
 from m2mkd_ray.errors import DataError, M2mkdError
 from m2mkd_ray.evaluation import class_columns, find_suite
 from m2mkd_ray.execution import Stage
+from m2mkd_ray.execution.devices import type_name
 from m2mkd_ray.execution.feasibility import Node, misfits
 from m2mkd_ray.models import create_vit, family, split
 from m2mkd_ray.models.moe import Experts
@@ -267,7 +268,12 @@ def this_machine(num_cpus: int | None) -> Node:
     cpus = num_cpus if num_cpus is not None else available_cpus()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = torch.cuda.device_count()
-    return Node(socket.gethostname(), {"CPU": float(cpus), "GPU": float(gpus), "memory": float(memory)})
+    labels = {}
+    if gpus:
+        labels["ray.io/accelerator-type"] = type_name(torch.cuda.get_device_name())
+        labels["gpu-memory-gb"] = f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.3g}"
+    resources = {"CPU": float(cpus), "GPU": float(gpus), "memory": float(memory)}
+    return Node(socket.gethostname(), resources, labels=labels)
 
 
 def available_cpus() -> int:

@@ -7,7 +7,7 @@ resources and placement.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from m2mkd_ray.data.shards import sha256
 from m2mkd_ray.errors import DataError, UsageError
 from m2mkd_ray.evaluation import Suite, find_suite
 from m2mkd_ray.execution.stage import Spread, Stage
-from m2mkd_ray.models.compute import pair_flops
+from m2mkd_ray.models.compute import hybrid_flops, pair_flops
 from m2mkd_ray.recipe import Pairs, Phase, Recipe
 from m2mkd_ray.stages import assemble, data, evaluate, export, finetune, incubate, logits, report, split, vit
 from m2mkd_ray.stages.incubate import DistillConfig
@@ -108,7 +108,7 @@ def incubation(
         for ranks in range(2, recipe.data.lanes + 1)
         if recipe.data.lanes % ranks == 0
     }
-    flops = _flops(config, with_teacher=has_teacher and cached is None)
+    flops = _flops(pair_flops, config.blueprint, index, module=module, with_teacher=has_teacher and cached is None)
     is_exact = recipe.pairs.cache is not None and recipe.pairs.cache.kind == "float32"
     read = {} if cached is None else {"logits": cached}
     return Stage(
@@ -129,10 +129,10 @@ def incubation(
     )
 
 
-def _flops(config: incubate.IncubateConfig, *, with_teacher: bool) -> float:
-    """Of a step, per image; 0 for what cannot be built, a plan that can be looked at and is refused before it runs."""
+def _flops(of: Callable[..., float], blueprint: Blueprint, index: int, **more: Any) -> float:
+    """Per image; 0 for what cannot be built, a plan that can be looked at and is refused before it runs."""
     try:
-        return pair_flops(config.blueprint, config.index, module=config.module, with_teacher=with_teacher)
+        return of(blueprint, index, **more)
     except UsageError:
         return 0.0
 
@@ -153,7 +153,7 @@ def _teaching(recipe: Recipe, format: LogitsFormat, index: int, needs: Mapping[s
         precision=recipe.pairs.precision,
         format=format,
     )
-    placement = recipe.placement.pairs.model_copy(update={"data_root": recipe.placement.data_root})
+    placement = recipe.placement.pairs.model_copy(update={"data_root": recipe.placement.data_root, "ranks": 1})
     return Stage(
         f"logits-{index}",
         logits.run,
@@ -165,17 +165,18 @@ def _teaching(recipe: Recipe, format: LogitsFormat, index: int, needs: Mapping[s
         together=logits.together,
         mates=_mates(config.feed, config.precision, needs),
         cohort=placement.cohort,
+        flops=_flops(hybrid_flops, config.blueprint, index) * images(recipe, recipe.pairs, epochs=config.feed.views),
     )
 
 
-def images(recipe: Recipe, phase: Phase) -> float:
-    """Images that a training sees; 0 if the data set is not there."""
+def images(recipe: Recipe, phase: Phase, epochs: float | None = None) -> float:
+    """Images that a training sees, or so many epochs of it; 0 if the data set is not there."""
     source = recipe.data
     try:
         rows = find(source.dataset, recipe.placement.data_root).split(source.split).rows
     except DataError:
         return 0.0
-    return phase.epochs * min(rows, source.max_rows or rows)
+    return (phase.epochs if epochs is None else epochs) * min(rows, source.max_rows or rows)
 
 
 def _mates(batches: FeedConfig, precision: str, needs: Mapping[str, Stage]) -> str:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from m2mkd_ray.commands.placing import placer, profiles, works_of
 from m2mkd_ray.commands.seats import seat_problems
-from m2mkd_ray.errors import PlanError, UsageError
+from m2mkd_ray.errors import LockedError, PlanError, UsageError
 from m2mkd_ray.execution import Launcher, Stage, Store, execute
 from m2mkd_ray.execution.devices import device_type
-from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.feasibility import Node, lack
 from m2mkd_ray.execution.fleet import node_id
+from m2mkd_ray.execution.given import AsGiven
 from m2mkd_ray.execution.placement import Placer, Seat, View
 from m2mkd_ray.execution.planner import Planner
 from m2mkd_ray.stages.incubate import IncubateConfig
@@ -28,14 +29,34 @@ class OnItsType:
     replans = False
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
-        """See `Placer`. What is no profile may run anywhere."""
-        nodes = {device_type(node): node_id(node) for node in view.nodes}
-        return [
-            Seat((stage,), stage.resources, nodes.get(stage.config.device))
-            if isinstance(stage.config, ProfileConfig)
-            else Seat((stage,), stage.resources)
-            for stage in ready
-        ]
+        """See `Placer`. What is no profile may run anywhere; a profile waits for a node that can hold it."""
+        seats = []
+        for stage in ready:
+            if not isinstance(stage.config, ProfileConfig):
+                seats.append(Seat((stage,), stage.resources))
+            elif (node := next(iter(_for_profile(stage, view.nodes)), None)) is not None:
+                seats.append(Seat((stage,), stage.resources, node_id(node)))
+        return seats
+
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        """See `Placer`."""
+        if (text := lack(stage.resources, view.nodes)) is not None:
+            return text
+        if not isinstance(stage.config, ProfileConfig) or _for_profile(stage, view.nodes):
+            return None
+        types = dict.fromkeys(device_type(node, stage.resources) for node in view.nodes)
+        return (
+            f"room on a node with devices of type {stage.config.device}, but those with room have {', '.join(types)}"
+        )
+
+
+def _for_profile(stage: Stage, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes of a profile's type that can hold it."""
+    return [
+        node
+        for node in nodes
+        if device_type(node, stage.resources) == stage.config.device and lack(stage.resources, [node]) is None  # type: ignore[attr-defined]  # a profile's
+    ]
 
 
 def placer_of(
@@ -45,35 +66,70 @@ def placer_of(
     store: Store,
     launcher: Launcher,
     *,
-    grows: bool,
+    verify: bool = False,
+    stall_timeout_s: float | None = None,
+    wait_timeout_s: float | None = None,
 ) -> Placer:
     """Who decides about seats. Where that is the planner, modules that are not complete are measured first.
+
+    Args:
+        name: of the placement, see `placing.placer`.
+        recipe: the stages are of.
+        stages: the plan.
+        store: where artifacts are, profiles among them.
+        launcher: runs the profiles.
+        verify: see `execute`, as the two timeouts, which hold for the profiles too.
 
     Raises:
         UsageError: there is no such placement, it does not fit the plan, or stages run in this process.
         PlanError: stages that no node can hold, with what is missing.
     """
-    if name == "given":
-        return placer(name, stages, {})
+    todo = [stage for stage in stages if store.status(stage.address, verify=verify).state != "complete"]
+    if name == "given" or not todo:
+        return AsGiven()
     if launcher.runs_in_process:
         raise UsageError(f"--placement {name} plans workers on nodes, which --launcher local has not. Leave it out.")
-    nodes = launcher.nodes()
-    todo = [stage for stage in stages if store.status(stage.address).state != "complete"]
-    types = list(dict.fromkeys(device_type(node) for node in nodes))
+    nodes, grows = launcher.nodes(), launcher.may_grow()
     asked = placer(name, stages, {}, nodes=nodes, grows=grows)  # a mistake in a file is told before anything starts
-    if not any(isinstance(stage.config, IncubateConfig) for stage in todo):
+    modules = [stage for stage in todo if isinstance(stage.config, IncubateConfig)]
+    if not modules:
         return asked
-    _measure(todo, nodes, store, launcher)
-    place = placer(name, stages, works_of(todo, recipe, types, store), nodes=nodes, grows=grows)
+    _measure(profiles(modules, nodes), store, launcher, stall_timeout_s, wait_timeout_s)
+    place = placer(name, stages, works_of(modules, recipe, nodes, store), nodes=nodes, grows=grows)
+    problems = []
     if isinstance(place, Planner) and not grows:
-        modules = [stage for stage in todo if isinstance(stage.config, IncubateConfig)]
-        if problems := seat_problems(modules, nodes, place.works(modules, nodes, {})):
-            raise PlanError("\n".join(["These stages can never be placed:", *(f"- {text}" for text in problems)]))
+        problems = seat_problems(modules, nodes, place.works(modules, nodes, {}))
+    if problems:
+        raise PlanError("\n".join(["These stages can never be placed:", *(f"- {text}" for text in problems)]))
     return place
 
 
-def _measure(stages: Sequence[Stage], nodes: Sequence[Node], store: Store, launcher: Launcher) -> None:
-    """Run the profiles that are not complete. One that fails costs the plan its measure, not the run its start."""
-    outcome = execute(profiles(stages, nodes), store, launcher, place=OnItsType())
+def _measure(
+    wanted: Sequence[Stage],
+    store: Store,
+    launcher: Launcher,
+    stall_timeout_s: float | None,
+    wait_timeout_s: float | None,
+) -> None:
+    """Run the profiles that are not complete. What cannot be measured costs the plan its measure, not the run its
+    start."""
+    try:
+        outcome = execute(
+            wanted,
+            store,
+            launcher,
+            place=OnItsType(),
+            stall_timeout_s=stall_timeout_s,
+            wait_timeout_s=wait_timeout_s,
+        )
+    except LockedError as error:
+        logger.warning("Costs are not measured, and FLOPs stand for them: another run does it now: %s", error)
+        return
     for failure in outcome.failed:
-        logger.warning("%s failed, so FLOPs stand for its measure: %s", failure.stage.name, failure.message)
+        if isinstance(failure.stage.config, ProfileConfig):
+            logger.warning("%s failed, so FLOPs stand for its measure: %s", failure.stage.name, failure.message)
+        else:
+            logger.error("%s failed: %s", failure.stage.name, failure.message)
+    for skip in outcome.skipped:
+        causes = ", ".join(stage.name for stage in skip.because)
+        logger.warning("%s was not measured, because of %s: FLOPs stand for it", skip.stage.name, causes)

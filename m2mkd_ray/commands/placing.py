@@ -1,5 +1,6 @@
 """What commands know of places: costs of stages, and who decides about seats (`--placement`)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from m2mkd_ray.stages.profile import Profile
 
 POLICIES = {
-    "auto": "cohorts, fractions and several devices where they pay, longest first",
+    "auto": "cohorts, fractions and several GPUs where they pay, longest first; the training of a module on several "
+    "GPUs is equal but for rounding and the draws of stochastic depth",
     "given": "as the recipe's placement says",
     "alone": "every stage on a device of its own, longest first",
     "cohort": "as many stages together as fit a device",
@@ -40,7 +42,7 @@ class SeatByHand(BaseModel, frozen=True, extra="forbid"):
     gpus: float | None = Field(None, gt=0, le=1)
     """A share of a GPU."""
     node_type: str = ""
-    """Only on nodes or GPUs of this type."""
+    """Only on devices of this type: of GPU or, for a stage without any, of node group."""
 
 
 def placer(
@@ -56,7 +58,7 @@ def placer(
     Args:
         name: one of `POLICIES`, or a YAML file of seats by stage name.
         stages: the plan, to check the file with.
-        works: costs of stages, by address (`works_of`, or `Costs` in a run).
+        works: costs of stages, by address (`works_of`).
         nodes: what is there, to check node types with; empty: not known.
         grows: whether an autoscaler may add nodes.
 
@@ -67,26 +69,13 @@ def placer(
     from m2mkd_ray.execution.planner import Planner
 
     if Path(name).suffix in (".yaml", ".yml"):
-        by_hand = {**_profiles_by_hand(stages), **read_seats(Path(name), stages, nodes)}
-        return Planner(works, grows=grows, by_hand=by_hand)
+        return Planner(works, grows=grows, by_hand=read_seats(Path(name), stages, nodes))
     match name:
         case "given":
             return AsGiven()
         case "auto" | "alone" | "cohort":
-            return Planner(works, policy=name, grows=grows, by_hand=_profiles_by_hand(stages))
+            return Planner(works, policy=name, grows=grows)
     raise UsageError(f"There is no placement {name!r}. Known: {', '.join(POLICIES)}, or a file that ends in .yaml.")
-
-
-def _profiles_by_hand(stages: "Sequence[Stage]") -> "dict[str, ByHand]":
-    """A profile runs on the type of device that it is of."""
-    from m2mkd_ray.execution.planner import ByHand
-    from m2mkd_ray.stages.profile import ProfileConfig
-
-    return {
-        stage.name: ByHand(node_type=stage.config.device)
-        for stage in stages
-        if isinstance(stage.config, ProfileConfig)
-    }
 
 
 def read_seats(file: Path, stages: "Sequence[Stage]", nodes: "Sequence[Node]" = ()) -> "dict[str, ByHand]":
@@ -149,7 +138,7 @@ def _misfits_of(name: str, seat: SeatByHand, stage: "Stage", nodes: "Sequence[No
         problems.append(f"{name} has more than one of devices, cohort and gpus; choose one")
     if seat.gpus is not None and not stage.resources.gpus:
         problems.append(f"{name} uses no GPU, so it cannot have {seat.gpus:g} of one")
-    types = dict.fromkeys(device_type(node) for node in nodes)
+    types = dict.fromkeys(device_type(node, stage.resources) for node in nodes)
     if seat.node_type and types and not any(same_type(seat.node_type, each) for each in types):
         problems.append(f"{name} is to be on {seat.node_type}, but the nodes are of {', '.join(types)}")
     return problems
@@ -159,14 +148,14 @@ def _misfits_of(name: str, seat: SeatByHand, stage: "Stage", nodes: "Sequence[No
 
 
 def works_of(
-    stages: "Sequence[Stage]", recipe: "Recipe", types: Sequence[str], store: "Store | None" = None
+    stages: "Sequence[Stage]", recipe: "Recipe", nodes: "Sequence[Node]", store: "Store | None" = None
 ) -> "dict[str, Work]":
     """Costs of the stages that train a module, by address: measured where a profile is complete, else by FLOPs.
 
     Args:
         stages: the plan; others than pairs and incubations are left out.
         recipe: says where data lie.
-        types: types of device to know the costs on.
+        nodes: whose devices the costs are to be known on.
         store: where profiles are; None: FLOPs alone.
     """
     from m2mkd_ray.stages.incubate import IncubateConfig
@@ -180,10 +169,18 @@ def works_of(
         return profiles[wanted.address]
 
     return {
-        stage.address: _work(stage, recipe, {name: measured(stage, name) for name in types})
+        stage.address: _work(stage, recipe, {name: measured(stage, name) for name in types_for(stage, nodes)})
         for stage in stages
         if isinstance(stage.config, IncubateConfig)
     }
+
+
+def types_for(stage: "Stage", nodes: "Sequence[Node]") -> list[str]:
+    """Types of the devices that a stage that trains a module may be on, each once; not by name alone: those that have
+    the cores for it."""
+    from m2mkd_ray.execution.fleet import devices_for, on_each
+
+    return list(dict.fromkeys(device.type for device in devices_for(on_each(stage), nodes, [])))
 
 
 def profiling(stage: "Stage", type_name: str) -> "Stage":
@@ -194,13 +191,19 @@ def profiling(stage: "Stage", type_name: str) -> "Stage":
 
     of: IncubateConfig = stage.config  # type: ignore[assignment]  # only stages that train a module come here
     assert isinstance(stage.placement, IncubatePlacement)
+    feed = of.training.feed
     config = profile.ProfileConfig(
         blueprint=of.blueprint,
         module=of.module,
-        with_teacher=of.distill.alpha > 0,
-        train=of.training.train,
-        feed=of.training.feed,
+        with_teacher=runs_teacher(stage),
+        precision=of.training.train.precision,
+        dataset=feed.dataset,
+        split=feed.split,
+        batch_size=feed.batch_size,
+        lanes=feed.lanes,
+        augmentation=feed.augmentation,
         micro_batch=stage.placement.micro_batch,
+        cpus=stage.placement.resources.cpus,
         device=type_name,
     )
     needs = {"data": stage.needs["data"]} if "data" in stage.needs else {}
@@ -208,15 +211,19 @@ def profiling(stage: "Stage", type_name: str) -> "Stage":
     return Stage(name, profile.run, config, needs, stage.placement.resources, stage.placement, of=stage.of)
 
 
+def runs_teacher(stage: "Stage") -> bool:
+    """Whether the training of a module runs the teacher: not where its logits are read."""
+    return stage.config.distill.alpha > 0 and "logits" not in stage.reads  # type: ignore[attr-defined]  # as above
+
+
 def profiles(stages: "Sequence[Stage]", nodes: "Sequence[Node]") -> "list[Stage]":
     """The profiles that tell what stages cost on the nodes: one a kind of training and type of device, each once."""
-    from m2mkd_ray.execution.fleet import devices_for
     from m2mkd_ray.stages.incubate import IncubateConfig
 
     found: dict[str, Stage] = {}
     for stage in stages:
         if isinstance(stage.config, IncubateConfig):
-            for name in dict.fromkeys(device.type for device in devices_for(stage.resources, nodes, [])):
+            for name in types_for(stage, nodes):
                 wanted = profiling(stage, name)
                 found.setdefault(wanted.address, wanted)
     return list(found.values())
@@ -233,12 +240,14 @@ def _read_profile(stage: "Stage", store: "Store | None") -> "Profile | None":
 def _work(stage: "Stage", recipe: "Recipe", profiles: "Mapping[str, Profile | None]") -> "Work":
     from m2mkd_ray.execution.planner import expected_s
     from m2mkd_ray.execution.works import Work
+    from m2mkd_ray.models.compute import pair_flops, prefix_flops
     from m2mkd_ray.training import TrainPlacement
 
     config: IncubateConfig = stage.config  # type: ignore[assignment]  # as above
     assert isinstance(stage.placement, TrainPlacement)
     num_images = images_of(stage, recipe)
-    flops, prefix = module_flops(config)
+    flops = pair_flops(config.blueprint, config.index, module=config.module, with_teacher=runs_teacher(stage))
+    prefix = prefix_flops(config.blueprint, config.index)
     seconds, shared, memory, occupancy = {}, [], {}, []
     for name, profile in profiles.items():
         if profile is None:
@@ -246,6 +255,9 @@ def _work(stage: "Stage", recipe: "Recipe", profiles: "Mapping[str, Profile | No
             shared.append(prefix / flops)
             continue
         pair = profile.pairs[config.index]
+        if pair is None:  # it ran out of memory there
+            seconds[name] = math.inf
+            continue
         each = step_s(pair.seconds, profile.decode, stage.placement.data_workers)
         seconds[name] = each * num_images
         shared.append(min(1.0, max(0.0, (each - (pair.seconds - pair.prefix)) / each)))
@@ -261,19 +273,6 @@ def _work(stage: "Stage", recipe: "Recipe", profiles: "Mapping[str, Profile | No
 def step_s(compute: float, decode: float, workers: int) -> float:
     """Seconds an image: decoding comes on top in the same process, and goes on beside it in loader workers."""
     return compute + decode if workers == 0 else max(compute, decode / workers)
-
-
-def module_flops(config: "IncubateConfig") -> tuple[float, float]:
-    """FLOPs of a training step of a module, per image: of all, and of the prefix that a cohort shares."""
-    from m2mkd_ray.models.compute import BACKWARD, pair_cost, vit_block_macs
-
-    pair = config.blueprint.pairs[config.index]
-    cost = pair_cost(config.blueprint, pair, with_teacher=config.distill.alpha > 0)
-    trained = cost.student
-    if config.module == "teacher":
-        trained = vit_block_macs(config.blueprint.teacher) * config.blueprint.teacher_depths[config.index]
-        trained *= 1 + BACKWARD
-    return 2 * (cost.before + cost.teacher + trained + cost.after), 2 * cost.before
 
 
 def images_of(stage: "Stage", recipe: "Recipe") -> float:

@@ -23,7 +23,6 @@ from m2mkd_ray.commands.session import (
 
 if TYPE_CHECKING:
     from m2mkd_ray.execution import Event, Launcher, Outcome, Stage, Store
-    from m2mkd_ray.execution.placement import Placer
     from m2mkd_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -93,6 +92,7 @@ def run(
 ) -> None:
     """Run what is not complete of a recipe; the same command resumes. Ends with the table and the report."""
     from m2mkd_ray.commands.follow import follower
+    from m2mkd_ray.commands.measuring import placer_of
     from m2mkd_ray.execution import closure, execute
 
     now = session(context)
@@ -103,7 +103,16 @@ def run(
     machine = _launcher(now, chosen, stages, launcher, address, num_cpus, verify=verify)
     try:
         with follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as follow:
-            place = _placer(placement, chosen, stages, opened, machine)
+            place = placer_of(
+                placement,
+                chosen,
+                stages,
+                opened,
+                machine,
+                verify=verify,
+                stall_timeout_s=stall_timeout or None,
+                wait_timeout_s=wait_timeout or None,
+            )
             outcome = execute(
                 stages,
                 opened,
@@ -124,14 +133,6 @@ def run(
     outcome.raise_for_failures()
     if not as_json:
         _print_result(result, outcome, opened)
-
-
-def _placer(name: str, recipe: "Recipe", stages: "Sequence[Stage]", store: "Store", launcher: "Launcher") -> "Placer":
-    from m2mkd_ray.commands.measuring import placer_of
-    from m2mkd_ray.execution.ray_launcher import RayLauncher
-
-    grows = isinstance(launcher, RayLauncher) and launcher.may_grow()
-    return placer_of(name, recipe, stages, store, launcher, grows=grows)
 
 
 def _also_to_prometheus(follow: "Callable[[Event], None]", stages: "Sequence[Stage]") -> "Callable[[Event], None]":

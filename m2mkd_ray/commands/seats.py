@@ -72,13 +72,13 @@ def expect(
         PlanError: stages that no node can take, with the resource that each lacks.
     """
     from m2mkd_ray.execution.devices import device_type
+    from m2mkd_ray.execution.fleet import held_by
     from m2mkd_ray.execution.forecast import forecast
     from m2mkd_ray.execution.placement import View
     from m2mkd_ray.execution.planner import Planner
     from m2mkd_ray.execution.schedule import SPOT_LOSS
 
-    types = list(dict.fromkeys(device_type(node) for node in nodes))
-    works = works_of(stages, recipe, types, store)
+    works = works_of(stages, recipe, nodes, store)
     todo = [stage for stage in stages if stage.address in works and not _is_complete(stage, store)]
     if not todo:
         raise UsageError("Nothing is left to place: no stage that trains a module, or all of them are complete.")
@@ -92,23 +92,25 @@ def expect(
     def duration(seat: Any, node: "Node") -> float:
         from m2mkd_ray.execution.devices import is_spot
 
-        seconds = costs.expected_s(seat, device_type(node), view)
+        seconds = costs.expected_s(seat, device_type(node, held_by(seat)[-1]), view)
         return seconds * (1 + SPOT_LOSS) if is_spot(node) else seconds
 
     visits = forecast(todo, decides, nodes, duration)
-    return _summed(placement, visits, nodes, _bound(todo, nodes, forms), _num_measured(todo, types, store)), visits
+    return _summed(placement, visits, nodes, _bound(todo, nodes, forms), _num_measured(todo, nodes, store)), visits
 
 
 def _is_complete(stage: "Stage", store: "Store | None") -> bool:
     return store is not None and store.status(stage.address).state == "complete"
 
 
-def _num_measured(stages: "Sequence[Stage]", types: Sequence[str], store: "Store | None") -> int:
-    from m2mkd_ray.commands.placing import profiling
+def _num_measured(stages: "Sequence[Stage]", nodes: "Sequence[Node]", store: "Store | None") -> int:
+    from m2mkd_ray.commands.placing import profiling, types_for
 
     if store is None:
         return 0
-    return sum(all(_is_complete(profiling(stage, name), store) for name in types) for stage in stages)
+    return sum(
+        all(_is_complete(profiling(stage, name), store) for name in types_for(stage, nodes)) for stage in stages
+    )
 
 
 def seat_problems(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "Mapping[str, Work]") -> list[str]:
@@ -119,14 +121,18 @@ def seat_problems(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "Ma
         nodes: all that there are or may come.
         works: costs and forms by address, of the planner that places (`Planner.works`).
     """
-    from m2mkd_ray.execution.bounds import refusals
+    from m2mkd_ray.execution.bounds import lacking
     from m2mkd_ray.execution.feasibility import misfits
 
-    problems = misfits(stages, nodes)
-    if not problems:
-        for stage in stages:
-            found = refusals([works[stage.address]], _devices(stage, nodes))
-            problems += [text.replace(stage.address, stage.name) for text in found.values()]
+    if problems := misfits(stages, nodes):
+        return problems
+    names = {stage.address: stage.name for stage in stages}
+    groups: dict[Any, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(stage.resources, []).append(stage)
+    for group in groups.values():  # together, because a cohort by hand has to fit as one
+        found = lacking([works[stage.address] for stage in group], _devices(group[0], nodes))
+        problems += [f"{names[address]} asks for {text}" for address, text in found.items()]
     return problems
 
 
@@ -191,6 +197,7 @@ def _summed(
 
 def _rows(visit: "Visit") -> list[SeatRow]:
     from m2mkd_ray.execution.devices import device_type
+    from m2mkd_ray.execution.fleet import held_by
 
     names = [stage.name for stage in visit.seat.stages]
     rows = []
@@ -199,7 +206,8 @@ def _rows(visit: "Visit") -> list[SeatRow]:
         with_others = f", cohort with {', '.join(others)}" if others else ""
         rows.append(
             SeatRow(
-                stage.name, stage.of, stage.address, visit.node.name, device_type(visit.node),
+                stage.name, stage.of, stage.address, visit.node.name,
+                device_type(visit.node, held_by(visit.seat)[-1]),
                 seat_words(visit) + with_others, visit.start_s, visit.end_s,
             )
         )  # fmt: skip
@@ -241,6 +249,7 @@ def draw(visits: "Sequence[Visit]", nodes: "Sequence[Node]", expected: Expected,
         UsageError: the file cannot be written.
     """
     from m2mkd_ray.execution.devices import device_type
+    from m2mkd_ray.execution.stage import Resources
     from m2mkd_ray.reporting.plots.placement import Bar, Lane, placement_png
 
     is_gpu = expected.device == "GPU"
@@ -258,7 +267,7 @@ def draw(visits: "Sequence[Visit]", nodes: "Sequence[Node]", expected: Expected,
                 label = " + ".join(stage.name for stage in visit.seat.stages)
                 bars.append(Bar(label, len(lanes) + row, low, share, visit.start_s, visit.end_s, _kind(visit)))
         count = int(node.resources.get("GPU", 0)) if is_gpu else len(rows)
-        lanes += [Lane(node.name, device_type(node)) for _ in range(max(count, len(rows)))]
+        lanes += [Lane(node.name, device_type(node, Resources(gpus=is_gpu))) for _ in range(max(count, len(rows)))]
     try:
         file.write_bytes(placement_png(lanes, bars, expected.lower_bound_s))
     except OSError as error:

@@ -45,9 +45,24 @@ def fastest_s(work: Work, types: Iterable[str]) -> float:
 
 def refusals(works: Sequence[Work], devices: Sequence[Device]) -> dict[str, str]:
     """For each work that no device can take, by name, a sentence that says what is missing; empty if all can run."""
+    return {name: f"{name} asks for {text}" for name, text in lacking(works, devices).items()}
+
+
+def lacking(works: Sequence[Work], devices: Sequence[Device]) -> dict[str, str]:
+    """For each work that no device can take, by name, what it asks for and what there is.
+
+    Works that are to be a cohort by hand have to fit one device together.
+    """
     kinds = _kinds(devices)
-    found = {work.name: _refusal(work, kinds) for work in works}
-    return {name: text for name, text in found.items() if text}
+    found = {work.name: text for work in works if (text := _lack(work, kinds))}
+    cohorts: dict[str, list[Work]] = {}
+    for work in works:
+        if work.cohort and work.name not in found:
+            cohorts.setdefault(work.cohort, []).append(work)
+    for members in cohorts.values():
+        if (text := _lack_together(members, kinds)) is not None:
+            found |= {work.name: text for work in members}
+    return found
 
 
 @dataclass(frozen=True)
@@ -70,16 +85,32 @@ def _kinds(devices: Sequence[Device]) -> list[_Kind]:
     return [_Kind(*each, count=number, widest=widest[each]) for each, number in count.items()]
 
 
-def _refusal(work: Work, kinds: Sequence[_Kind]) -> str | None:
+def _lack_together(members: Sequence[Work], kinds: Sequence[_Kind]) -> str | None:
+    """Of a cohort by hand whose members can run alone. Memory is counted as a schedule does: all of each member's."""
+    typed = [kind for kind in kinds if all(work.seconds_on(kind.type) < math.inf for work in members)]
+    who = f"a place in a cohort of {len(members)} by hand"
+    if not typed:
+        return f"{who}, but its members may not be on one type of device. Give them the same node_type."
+    needs = {kind: sum(work.memory_on(kind.type) for work in members) for kind in typed}
+    if any(needs[kind] <= kind.memory_gb * (1 + 1e-9) for kind in typed):
+        return None
+    return (
+        f"{who}, which needs {min(needs.values()):.3g} GB of GPU memory, but no GPU has so much for it: the most on "
+        f"one of {sum(kind.count for kind in typed)} is {max(kind.memory_gb for kind in typed):.3g} GB. Make the "
+        f"cohort smaller, or add a node with larger GPUs."
+    )
+
+
+def _lack(work: Work, kinds: Sequence[_Kind]) -> str | None:
     if not kinds:
-        return f"{work.name} asks for a device, but the nodes have none that it could use. Add a node."
+        return "a device, but the nodes have none that it could use. Add a node."
     typed = [kind for kind in kinds if work.seconds_on(kind.type) < math.inf]
     if not typed:
         has: Counter[str] = Counter()
         for kind in kinds:
             has[kind.type] += kind.count
         return (
-            f"{work.name} asks for a device of type {' or '.join(sorted(work.seconds)) or 'unknown'}, but the nodes "
+            f"a device of type {' or '.join(_types_of(work)) or 'unknown'}, but the nodes "
             f"have {', '.join(f'{name} ({number})' for name, number in has.items())}. Choose one of these, or add a "
             f"node of that type."
         )
@@ -88,16 +119,20 @@ def _refusal(work: Work, kinds: Sequence[_Kind]) -> str | None:
     if not roomy:
         needs, most = min(work.memory_on(kind.type) for kind in typed), max(kind.memory_gb for kind in typed) * share
         return (
-            f"{work.name} asks for {needs:.3g} GB of GPU memory, but no GPU has so much for it: the most on one of "
+            f"{needs:.3g} GB of GPU memory, but no GPU has so much for it: the most on one of "
             f"{sum(kind.count for kind in typed)} is {most:.3g} GB. Lower the stage's micro_batch, or add a node with "
             f"larger GPUs."
         )
     if min(work.widths) > (widest := max(kind.widest for kind in roomy)):
         return (
-            f"{work.name} asks for {min(work.widths)} devices of one node, but no node has so many: the most is "
+            f"{min(work.widths)} devices of one node, but no node has so many: the most is "
             f"{widest}. Give it fewer, or add a larger node."
         )
     return None
+
+
+def _types_of(work: Work) -> list[str]:
+    return sorted(name for name, seconds in work.seconds.items() if seconds < math.inf)
 
 
 def _counts(devices: Sequence[Device]) -> dict[str, int]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.stage import Resources
 
+_ONE_GPU = Resources(gpus=1)
 ACCELERATOR = "accelerator_type:"
 """What the resource starts with that Ray gives a node with a GPU that it knows."""
 
@@ -62,15 +64,24 @@ def same_type(one: str, other: str) -> bool:
     return one == other or (entry is not None and entry is known_type(other))
 
 
-def device_type(node: Node) -> str:
-    """The type of a node's devices: Ray's accelerator type, else the node's group, else `cpu` or `gpu`."""
+def device_type(node: Node, request: Resources) -> str:
+    """The type of device that a node has for a request.
+
+    For GPUs Ray's accelerator type, else the node's group, else `gpu`. For CPU cores `cpu`, or the group of a node
+    without GPUs: what cores beside GPUs can do has nothing to do with the GPUs.
+    """
+    group = node.labels.get("ray.io/node-group", "")
+    if not request.gpus:
+        return group if group and not node.resources.get("GPU") and known_type(group) is None else "cpu"
     for name in node.resources:
         if name.startswith(ACCELERATOR):
             return name.removeprefix(ACCELERATOR)
-    for label in ("ray.io/accelerator-type", "ray.io/node-group"):
-        if node.labels.get(label):
-            return node.labels[label]
-    return "gpu" if node.resources.get("GPU") else "cpu"
+    return node.labels.get("ray.io/accelerator-type") or group or "gpu"
+
+
+def type_name(name: str) -> str:
+    """The table's name of a GPU that calls itself so ("NVIDIA L4": "L4"); its own where the table has none."""
+    return next((key for key, entry in GPU_TYPES.items() if entry is known_type(name)), name)
 
 
 def is_spot(node: Node) -> bool:
@@ -82,7 +93,7 @@ def gpu_memory_gb(node: Node) -> float:
     """Memory of each GPU: the label `gpu-memory-gb`, else that of its type; infinite where neither says."""
     if label := node.labels.get("gpu-memory-gb"):
         return float(label)
-    known = known_type(device_type(node))
+    known = known_type(device_type(node, _ONE_GPU))
     return known.memory_gb if known else float("inf")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from m2mkd_ray.execution.devices import device_type, gpu_memory_gb, is_spot
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.placement import Seat
-from m2mkd_ray.execution.stage import Resources
+from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.works import Device
 
 _MOST_SLOTS = 16
@@ -31,12 +31,22 @@ def node_id(node: Node) -> str:
 
 def held_by(seat: Seat) -> list[Resources]:
     """All that a seat holds: its worker, and every device that its stage is spread over."""
-    if len(seat.stages) == 1:
-        stage = seat.stages[0]
-        for count, spread in stage.spread.items():
-            if spread.placement == stage.placement and spread.resources == seat.resources:
-                return [seat.resources, *[spread.device] * count]
+    width = width_of(seat.stages[0]) if len(seat.stages) == 1 else 1
+    if width > 1:
+        return [seat.resources, *[seat.stages[0].spread[width].device] * width]
     return [seat.resources]
+
+
+def width_of(stage: Stage) -> int:
+    """Devices that a stage is spread over as its placement says it now; 1: its worker's own."""
+    as_now = (stage.placement, stage.resources)
+    return next((n for n, spread in stage.spread.items() if (spread.placement, spread.resources) == as_now), 1)
+
+
+def on_each(stage: Stage) -> Resources:
+    """What a stage asks of each device that it runs on."""
+    width = width_of(stage)
+    return stage.spread[width].device if width > 1 else stage.resources
 
 
 def fits(node: Node, held: Sequence[Resources]) -> bool:
@@ -68,7 +78,7 @@ def _portions(request: Resources, node: Node, taken: Sequence[Taken]) -> list[De
     """As many devices as the node can hold such stages at once."""
     room = _room(request, node)
     free = _free_times(request, node, taken, room)
-    return [_device(node, math.inf, 1, ((1.0, until),) if until > 0 else ()) for until in free]
+    return [_device(node, request, math.inf, 1, ((1.0, until),) if until > 0 else ()) for until in free]
 
 
 def _gpus(request: Resources, node: Node, taken: Sequence[Taken]) -> list[Device]:
@@ -88,11 +98,13 @@ def _gpus(request: Resources, node: Node, taken: Sequence[Taken]) -> list[Device
     cpus = node.resources.get("CPU", 0.0) / int(node.resources["GPU"])
     slots = int(cpus / request.cpus + 1e-9) if request.cpus else _MOST_SLOTS
     memory = gpu_memory_gb(node)
-    return [_device(node, memory, max(1, min(slots, _MOST_SLOTS)), tuple(each)) for each in busy]
+    return [_device(node, request, memory, max(1, min(slots, _MOST_SLOTS)), tuple(each)) for each in busy]
 
 
-def _device(node: Node, memory_gb: float, slots: int, busy: tuple[tuple[float, float], ...]) -> Device:
-    return Device(node_id(node), device_type(node), memory_gb, is_spot(node), slots, busy)
+def _device(
+    node: Node, request: Resources, memory_gb: float, slots: int, busy: tuple[tuple[float, float], ...]
+) -> Device:
+    return Device(node_id(node), device_type(node, request), memory_gb, is_spot(node), slots, busy)
 
 
 def _packed(taken: Sequence[Taken], num_gpus: int) -> list[list[tuple[float, float]]]:

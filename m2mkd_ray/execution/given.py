@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from m2mkd_ray.execution.feasibility import lack
 from m2mkd_ray.execution.placement import GATHER_S, Seat, View
 from m2mkd_ray.execution.stage import Stage
 
@@ -36,6 +37,10 @@ class AsGiven:
             for cohort in cohorts
         ]
         return [Seat(tuple(cohort), cohort[0].resources) for cohort, is_early in zip(cohorts, waits) if not is_early]
+
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        """See `Placer`."""
+        return lack(stage.resources, view.nodes)
 
 
 def _alike(stage: Stage) -> object:

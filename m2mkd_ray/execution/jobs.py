@@ -81,7 +81,7 @@ class Fleet:
             return math.inf
         seconds = together_s(works, of.type)
         if width > 1:
-            seconds /= width * works[0].widths[width]
+            seconds = works[0].start_s + seconds / (width * works[0].widths[width])
         # Less of a device than it keeps busy alone makes a work slower.
         seconds *= max(1.0, works[0].occupancy / share) if share < 1 else 1.0
         return seconds * (1 + self.spot_loss if of.spot else 1)

@@ -65,6 +65,9 @@ class Launcher(Protocol):
     def nodes(self) -> list[Node]:
         """The nodes that are there now; empty where there is only this process."""
 
+    def may_grow(self) -> bool:
+        """Whether more nodes may come."""
+
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Why the plan cannot run here, a sentence for each reason; empty if it can."""
 
@@ -146,6 +149,10 @@ class LocalLauncher:
     def nodes(self) -> list[Node]:
         """See `Launcher`."""
         return []
+
+    def may_grow(self) -> bool:
+        """See `Launcher`."""
+        return False
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """See `Launcher`."""

@@ -101,6 +101,8 @@ class _Board:
         assert best is not None, f"no class of device can take {[work.name for work in job.works]}"
         end, _, start, devices = best
         taken = max(self._take(number, job.share, end) for number in devices)
+        if job.works[0].share is not None:
+            taken = job.share  # by hand: what slots round up to stays free
         return Booking(job.works, devices, taken, start, end)
 
     def _first(self, job: Job, place: int) -> tuple[float, tuple[int, ...]]:

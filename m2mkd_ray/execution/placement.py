@@ -64,3 +64,7 @@ class Placer(Protocol):
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """Seats for ready stages, in the order in which they should be taken. Stages that are left out wait, and
         are asked about again whenever something has changed."""
+
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        """What a stage asks for and what there is, as `feasibility.lack` says it, where it can get no seat on these
+        nodes however free they are; None: it can."""

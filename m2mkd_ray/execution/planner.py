@@ -7,17 +7,25 @@ what is over gets seats without a node: their demand is what an autoscaler sees.
 
 A stage that asks for GPUs gets a whole one or what the schedule gives it; a share that
 its resources say is for placers that plan nothing.
+
+Several devices give the same training but for rounding and the draws of stochastic
+depth, so only works on GPUs are spread without being told to, and only with the
+policy `auto`; of others, and with other policies, it is a decision by hand.
+
+What processes hold that a stage starts by itself, the ranks of a fine-tuning, is not
+in the planner's books, but where its `Stage.spread` tells of them: they wait for Ray
+to find them room, and hold what the planner may think free until a stage there ends.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from m2mkd_ray.execution.bounds import refusals
-from m2mkd_ray.execution.devices import UNKNOWN_TFLOPS, device_type, known_type, speed_of
-from m2mkd_ray.execution.feasibility import Node
-from m2mkd_ray.execution.fleet import Taken, devices_for, fits, held_by, node_id
+from m2mkd_ray.execution.bounds import lacking
+from m2mkd_ray.execution.devices import device_type, known_type, speed_of
+from m2mkd_ray.execution.feasibility import Node, lack
+from m2mkd_ray.execution.fleet import Taken, devices_for, fits, held_by, node_id, on_each
 from m2mkd_ray.execution.layout import Booking
 from m2mkd_ray.execution.placement import Occupied, Seat, View
 from m2mkd_ray.execution.schedule import BUDGET, Policy, schedule
@@ -31,6 +39,9 @@ UTILISATION = 0.4
 PaLM, arXiv 2204.02311, table 3)."""
 PER_DOUBLING = 0.95
 """Efficiency of data parallel training for each doubling of devices, where nothing was measured."""
+START_S = 20.0
+"""What it takes until processes on several devices have found each other and loaded their models, so that short works
+stay on one (the ranks of a demo's fine-tuning take about so long)."""
 _MANY = 100
 """Beyond so many works the longest first is good enough, and a run has many ends at which to ask again."""
 _LEAST_LEFT = 0.02
@@ -44,7 +55,7 @@ class ByHand:
     devices: int | None = None
     """Spread over so many."""
     cohort: str = ""
-    """Runs together with all that have the same name here."""
+    """Runs together with those of its mates that have the same name here."""
     gpus: float | None = None
     """A share of a GPU."""
     node_type: str = ""
@@ -82,43 +93,48 @@ class Planner:
         self._policy, self._speeds, self._grows = policy, speeds, grows
         self._by_hand = dict(by_hand or {})
         self._members = members
+        self._lacks: dict[str, str] = {}
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """See `Placer`. Where no nodes are known, every stage gets a seat as it asks for it."""
         if not view.nodes:
             return [Seat((stage,), stage.resources) for stage in ready]
-        types = _types(view.nodes)
+        self._lacks = {}
         works = self.works(ready, view.nodes, view.seconds)
-        taken = [each for occupied in view.occupied for each in self._taken(occupied, view, types)]
+        taken = [each for occupied in view.occupied for each in self._taken(occupied, view)]
         seats = [Seat((stage,), stage.resources) for stage in ready if _holds_nothing(stage)]
         for request, stages in _by_request(ready).items():
             devices = devices_for(request, view.nodes, taken)
             of_group = {works[stage.address].name: stage for stage in stages}
-            for seat in self._seats_of([works[stage.address] for stage in stages], of_group, request, devices):
+            of_request = [works[stage.address] for stage in stages]
+            for seat in self._seats_of(of_request, of_group, request, devices, view.nodes):
                 fitting = seat if seat.node is None else _fitting(seat, of_group, request, view.nodes, taken)
                 if fitting is not None:
                     seats.append(fitting)
-                    taken += self._taken(Occupied(fitting, fitting.node, 0.0), view, types)
+                    taken += self._taken(Occupied(fitting, fitting.node, 0.0), view)
         return seats
+
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        """See `Placer`; of a cohort by hand, which has to fit together, as it was when seats were asked for."""
+        if (text := lack(stage.resources, view.nodes)) is not None or _holds_nothing(stage):
+            return text
+        work = self.works([stage], view.nodes, view.seconds)[stage.address]
+        devices = devices_for(_alone(stage.resources), view.nodes, ())
+        return lacking([work], devices).get(work.name) or self._lacks.get(stage.address)
 
     def works(self, stages: Sequence[Stage], nodes: Sequence[Node], seconds: Mapping[str, float]) -> dict[str, Work]:
         """Costs of stages and how they may run, by address; the works' names are addresses too."""
-        types = _types(nodes)
-        measured = self._known
-        costs = {stage.address: self._cost(stage, types, measured, seconds) for stage in stages}
-        known = [cost for cost in costs.values() if cost is not None]
-        usual = {name: sum(cost.seconds_on(name) for cost in known) / len(known) for name in types} if known else {}
-        usual = {name: value for name, value in usual.items() if value < math.inf} or {ANY: 1.0}
+        types = {has_gpus: _types(nodes, Resources(gpus=has_gpus)) for has_gpus in (0, 1)}
+        costs = {stage.address: self._cost(stage, types[1 if on_each(stage).gpus else 0], seconds) for stage in stages}
+        usual = _usual([cost for cost in costs.values() if cost is not None], {*types[0], *types[1]})
         return {
             stage.address: self._allowed(stage, costs[stage.address] or Work(stage.name, usual)) for stage in stages
         }
 
-    def _cost(
-        self, stage: Stage, types: Counter[str], measured: Mapping[str, Work], seconds: Mapping[str, float]
-    ) -> Work | None:
+    def _cost(self, stage: Stage, types: Counter[str], seconds: Mapping[str, float]) -> Work | None:
         """What is known of a stage's cost; None if nothing is."""
-        if (known := measured.get(stage.address, measured.get(stage.name))) is not None:
-            return known
+        if (known := self._known.get(stage.address, self._known.get(stage.name))) is not None:
+            return _on_more_types(known, types)
         if stage.name in seconds:
             before = seconds[stage.name]
             return Work(stage.name, {name: before / self._relative(name, types) for name in types} | {ANY: before})
@@ -142,16 +158,25 @@ class Planner:
             name=stage.address,
             mates=stage.mates if has_mates else "",
             members=self._members if has_mates and stage.mates else 1,
-            widths={own: 1.0} | ({} if self._policy != "auto" else wide),
+            widths={own: 1.0} | (wide if self._policy == "auto" and stage.resources.gpus else {}),
+            start_s=START_S,
         )
         hand = self._by_hand.get(stage.name)
         return work if hand is None else _as_by_hand(work, hand, wide)
 
     def _seats_of(
-        self, works: Sequence[Work], stages: Mapping[str, Stage], request: Resources, devices: Sequence[Device]
+        self,
+        works: Sequence[Work],
+        stages: Mapping[str, Stage],
+        request: Resources,
+        devices: Sequence[Device],
+        nodes: Sequence[Node],
     ) -> list[Seat]:
-        refused = refusals(works, devices)
-        seats = [_elsewhere(stages[name], request) for name in stages if name in refused] if self._grows else []
+        refused = lacking(works, devices)
+        self._lacks |= refused
+        # Where a node could hold it, it would be put there, though its type or its GPUs' memory will not do.
+        asks_for_more = self._grows and lack(request, nodes) is not None
+        seats = [_elsewhere(stages[name], request) for name in stages if name in refused and asks_for_more]
         placed = [work for work in works if work.name not in refused]
         if not placed or not (self._grows or any(_has_room(device) for device in devices)):
             return seats
@@ -164,12 +189,13 @@ class Planner:
                 seats.append(_seat(of_booking, booking, request, None))
         return seats
 
-    def _taken(self, occupied: Occupied, view: View, types: Counter[str]) -> list[Taken]:
+    def _taken(self, occupied: Occupied, view: View) -> list[Taken]:
         """What a seat at work holds, and until when it is expected to."""
         where = occupied.node or occupied.seat.node  # a seat that waits for its node's worker has the place already
         if where is None:
             return []
-        type_name = next((device_type(node) for node in view.nodes if node_id(node) == where), "")
+        request = held_by(occupied.seat)[-1]
+        type_name = next((device_type(node, request) for node in view.nodes if node_id(node) == where), "")
         expected = self.expected_s(occupied.seat, type_name, view)
         until = max(expected - occupied.since_s, _LEAST_LEFT * expected, 1e-3)
         return [Taken(where, resources, until) for resources in held_by(occupied.seat)]
@@ -183,7 +209,7 @@ class Planner:
             return 1.0
         width, gpus = len(held_by(seat)) - 1, seat.resources.gpus
         if width > 1:
-            return seconds / (width * of_seat[0].widths.get(width, PER_DOUBLING ** math.log2(width)))
+            return START_S + seconds / (width * of_seat[0].widths.get(width, PER_DOUBLING ** math.log2(width)))
         return seconds * max(1.0, of_seat[0].occupancy / gpus if 0 < gpus < 1 else 1.0)
 
 
@@ -192,9 +218,37 @@ def expected_s(flops: float, type_name: str) -> float:
     return flops / (speed_of(type_name) * 1e12 * UTILISATION)
 
 
-def _types(nodes: Sequence[Node]) -> Counter[str]:
-    """Types of device, and how many nodes have each."""
-    return Counter(device_type(node) for node in nodes) or Counter({"cpu": 1})
+def _types(nodes: Sequence[Node], request: Resources) -> Counter[str]:
+    """Types of device for a request, and how many nodes have each."""
+    name = "GPU" if request.gpus else "CPU"
+    found = Counter(device_type(node, request) for node in nodes if node.resources.get(name))
+    return found or Counter({name.lower(): 1})
+
+
+def _usual(known: Sequence[Work], types: Collection[str]) -> dict[str, float]:
+    """Seconds of a work of which nothing is known: by type, the mean of the others that can run there."""
+    finite = {name: [cost.seconds_on(name) for cost in known if cost.seconds_on(name) < math.inf] for name in types}
+    return {name: sum(each) / len(each) for name, each in finite.items() if each} or {ANY: 1.0}
+
+
+def _on_more_types(known: Work, types: Iterable[str]) -> Work:
+    """A cost with the types that it does not tell of, those of nodes that came later say, by their peaks.
+
+    Compared with the type that is most like what the table has; infinite seconds tell that a type cannot run it.
+    """
+    new = [name for name in types if not known.tells_of(name)]
+    told = [name for name, seconds in known.seconds.items() if seconds < math.inf and name != ANY]
+    if not new or not told:
+        return known
+    like = max(told, key=lambda name: (known_type(name) is not None, speed_of(name)))
+    seconds = {name: known.seconds_on(like) * speed_of(like) / speed_of(name) for name in new}
+    memory = dict.fromkeys(new, max(known.memory_gb.values())) if known.memory_gb else {}
+    return replace(known, seconds={**known.seconds, **seconds}, memory_gb={**memory, **known.memory_gb})
+
+
+def _alone(resources: Resources) -> Resources:
+    """What stages that are planned together ask for: a whole GPU each, where they want any."""
+    return resources.model_copy(update={"gpus": 1.0 if resources.gpus else 0.0})
 
 
 def _holds_nothing(stage: Stage) -> bool:
@@ -206,16 +260,15 @@ def _by_request(ready: Sequence[Stage]) -> dict[Resources, list[Stage]]:
     groups: dict[Resources, list[Stage]] = {}
     for stage in ready:
         if not _holds_nothing(stage):
-            gpus = 1.0 if stage.resources.gpus else 0.0
-            groups.setdefault(stage.resources.model_copy(update={"gpus": gpus}), []).append(stage)
+            groups.setdefault(_alone(stage.resources), []).append(stage)
     return dict(sorted(groups.items(), key=lambda group: (-group[0].gpus, -group[0].cpus)))
 
 
 def _as_by_hand(work: Work, hand: ByHand, wide: Mapping[int, float]) -> Work:
     if hand.devices is not None:
         work = replace(work, widths={hand.devices: {1: 1.0, **wide}[hand.devices]}, mates="", members=1)
-    if hand.cohort:
-        work = replace(work, cohort=hand.cohort, widths={1: 1.0})
+    if hand.cohort and work.mates:  # a stage that a cohort was too much for has none, and runs alone
+        work = replace(work, cohort=f"{hand.cohort} of {work.mates}", widths={1: 1.0})
     if hand.gpus is not None:
         work = replace(work, share=hand.gpus, widths={1: 1.0}, mates="", members=1)
     if hand.node_type:
@@ -265,4 +318,4 @@ def _elsewhere(stage: Stage, request: Resources) -> Seat:
     return Seat((replace(stage, resources=resources),), resources)
 
 
-__all__ = ["MEMBERS", "UNKNOWN_TFLOPS", "ByHand", "Planner", "expected_s"]
+__all__ = ["MEMBERS", "ByHand", "Planner", "expected_s"]

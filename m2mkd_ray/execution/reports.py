@@ -49,14 +49,15 @@ def raised(address: str, error: BaseException) -> Failed:
     ours = isinstance(error, M2mkdError)
     return Failed(
         address=address,
-        kind=Kind.OUT_OF_MEMORY if _is_out_of_memory(error) else Kind.RAISED,
+        kind=Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.RAISED,
         message=str(error) if ours else f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),
         error=error if isinstance(error, M2mkdError) else None,
     )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that a process or a GPU had no memory left."""
     # By name: torch.OutOfMemoryError (CUDA) is not worth importing torch; its CPU allocator raises RuntimeError.
     by_name = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     return by_name or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -112,13 +112,7 @@ def schedule(
 def _forms(works: Sequence[Work], fleet: Fleet, policy: Policy) -> Iterator[tuple[list[Job], int]]:
     """Forms to lay out: jobs, and the number of slots that devices are cut into."""
     by_hand, free = of_works(works, fleet)
-    for job in by_hand:
-        if not job.can_run:  # each member alone could, or it would have been refused before
-            names = ", ".join(work.name for work in job.works)
-            raise PlanError(
-                f"{names} do not fit one device together, as they are to by hand. Make the cohort smaller."
-            )
-    slots = max((math.ceil(1 / job.share - 1e-9) for job in by_hand), default=1)
+    slots = _slots([job.share for job in by_hand])
     if policy == "cohort":
         yield by_hand + cohorts(free, fleet, min(_cohort_counts(free, len(fleet.devices)), default=1)), slots
         return
@@ -134,6 +128,13 @@ def _forms(works: Sequence[Work], fleet: Fleet, policy: Policy) -> Iterator[tupl
     if slots == 1:
         for cut in _cuts(free, fleet):
             yield by_hand + fractions(free, fleet, cut), cut
+
+
+def _slots(shares: Sequence[float]) -> int:
+    """The fewest equal parts of a device of which all shares are whole numbers; of odd shares, as many as the least
+    of them goes into it."""
+    whole = (cut for cut in range(1, 21) if all(abs(share * cut - round(share * cut)) < 1e-6 for share in shares))
+    return next(whole, math.ceil(1 / min(shares, default=1.0) - 1e-9))
 
 
 def _widths(works: Sequence[Work]) -> Iterator[Sequence[int]]:

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from m2mkd_ray.execution.feasibility import Node, lack
+from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.job import Where, job
 from m2mkd_ray.execution.launcher import Launcher
 from m2mkd_ray.execution.placement import GATHER_S, Occupied, Placer, Seat, View
 from m2mkd_ray.execution.runs import Run, Seated, State
-from m2mkd_ray.execution.stage import Resources, Stage
+from m2mkd_ray.execution.stage import Stage
 from m2mkd_ray.execution.store import Store
 
 logger = logging.getLogger(__name__)
@@ -148,12 +148,12 @@ class Seating:
         """By address, what is missing for stages that wait for a worker and that no node can hold."""
         if self._launcher.runs_in_process:
             return {}
-        reasons: dict[Resources, str | None] = {}
-        found = {}
-        for run in runs:
-            resources = run.stage.resources if run.seated is None else run.seated.seat.resources
-            if resources not in reasons:
-                reasons[resources] = lack(resources, self._nodes)
-            if (reason := reasons[resources]) is not None:
-                found[run.stage.address] = reason
-        return found
+        view = self._view()
+        reasons = {run.stage.address: self._placer.lacks(_as_seated(run), view) for run in runs}
+        return {address: reason for address, reason in reasons.items() if reason is not None}
+
+
+def _as_seated(run: Run) -> Stage:
+    """The stage as its seat has it; as it is offered one, where it has none."""
+    seated = run.seated.seat.stages if run.seated is not None else ()
+    return next((stage for stage in seated if stage.address == run.stage.address), run.offered)

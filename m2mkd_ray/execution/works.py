@@ -20,7 +20,8 @@ class Work:
 
     name: str
     seconds: Mapping[str, float]
-    """How long it takes alone on one device, by type of device; a type that is missing (and no `ANY`): it cannot."""
+    """How long it takes alone on one device, by type of device; a type that is missing (and no `ANY`) or
+    infinite: it cannot."""
     memory_gb: Mapping[str, float] = field(default_factory=dict)
     """Memory of the device that it needs, by type; a type that is missing (and no `ANY`): none."""
     mates: str = ""
@@ -33,6 +34,8 @@ class Work:
     """Share of a device that it keeps busy alone, 0 to 1: several such works run side by side at full speed."""
     widths: Mapping[int, float] = field(default_factory=lambda: {1: 1.0})
     """Numbers of devices that it may run on, and their efficiency, at most 1: n devices take seconds / (n e)."""
+    start_s: float = 0.0
+    """Seconds more that it takes on several devices, whatever their number."""
     cohort: str = ""
     """By hand: works of equal, non-empty `cohort` run together, whatever it costs."""
     share: float | None = None
@@ -41,6 +44,10 @@ class Work:
     def seconds_on(self, type_name: str) -> float:
         """Seconds alone on one device of a type; infinite where it cannot run."""
         return _of_type(self.seconds, type_name, math.inf)
+
+    def tells_of(self, type_name: str) -> bool:
+        """Whether it says how long it takes on a type, or that it cannot run there."""
+        return _of_type(self.seconds, type_name, -1.0) >= 0
 
     def memory_on(self, type_name: str) -> float:
         """GB of a device of a type."""

@@ -85,6 +85,17 @@ def pair_flops(
     return 2 * vit_block_macs(blueprint.teacher) * (index + (last - first) * (1 + BACKWARD) + 2 * num_after)
 
 
+def prefix_flops(blueprint: Blueprint, index: int) -> float:
+    """Floating-point operations per image of the meta modules before a place, forward: what a cohort shares."""
+    return 2 * vit_block_macs(blueprint.teacher) * index
+
+
+def hybrid_flops(blueprint: Blueprint, index: int) -> float:
+    """Floating-point operations per image of a pair's teacher hybrid, forward: prefix, teacher module and the rest."""
+    cost = pair_cost(blueprint, blueprint.pairs[index])
+    return 2 * (cost.before + cost.teacher)
+
+
 def step_flops(blueprint: Blueprint, pair: ModulePair, *, with_teacher: bool = True) -> float:
     """Floating-point operations of one image through one pair's training step, as it is carried out.
 

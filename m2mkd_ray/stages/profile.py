@@ -10,6 +10,7 @@ B = images, L = tokens, D = width
 """
 
 import json
+import logging
 import resource
 import statistics
 import time
@@ -21,29 +22,39 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Blueprint
-from m2mkd_ray.data import Batches, FeedConfig, find
+from m2mkd_ray.data import Augmentation, Batches, FeedConfig, find
 from m2mkd_ray.errors import TrainingError
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.devices import known_type, same_type
+from m2mkd_ray.execution.reports import is_out_of_memory
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, family, split
-from m2mkd_ray.training import ModuleDistillation, TrainConfig, TrainPlacement, seeded
+from m2mkd_ray.training import ModuleDistillation, Precision, TrainConfig, TrainPlacement, seeded
 from m2mkd_ray.training.engine import local_device
 from m2mkd_ray.training.optim import adamw
+
+logger = logging.getLogger(__name__)
 
 PROFILE = "profile.json"
 
 
 class ProfileConfig(BaseModel, frozen=True, extra="forbid"):
-    """What is measured, and on what."""
+    """What is measured, and on what: all that decides what a step costs, and no more, so that trials share it."""
 
     blueprint: Blueprint
     module: Literal["student", "teacher"] = "student"
     """Whose modules are trained: those of pairs, or the teacher's own (incubation)."""
     with_teacher: bool
     """Whether a step runs the teacher (alpha above 0)."""
-    train: TrainConfig
-    feed: FeedConfig
+    precision: Precision
+    dataset: str
+    split: str
+    """What is read and decoded."""
+    batch_size: int = Field(gt=0)
+    lanes: int = Field(gt=0)
+    augmentation: Augmentation
+    cpus: float
+    """Cores that the training has, of which a step on a CPU takes so many threads."""
     micro_batch: int | None = Field(None, gt=0)
     """Most images at a time on a device; None: the whole batch."""
     device: str
@@ -54,7 +65,19 @@ class ProfileConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def rows(self) -> int:
         """Images of a step that is timed. What an optimizer step costs is counted once for these."""
-        return min(self.feed.batch_size, self.micro_batch or self.feed.batch_size)
+        return min(self.batch_size, self.micro_batch or self.batch_size)
+
+    @property
+    def feed(self) -> FeedConfig:
+        """Batches that cost what the training's do."""
+        return FeedConfig(
+            dataset=self.dataset,
+            split=self.split,
+            batch_size=self.batch_size,
+            lanes=self.lanes,
+            img_size=self.blueprint.teacher.img_size,
+            augmentation=self.augmentation,
+        )
 
 
 class PairProfile(BaseModel, frozen=True, extra="forbid"):
@@ -84,7 +107,8 @@ class Profile(BaseModel, frozen=True, extra="forbid"):
     """What the device calls itself."""
     decode: float
     """Seconds of one CPU core to read, decode and augment an image."""
-    pairs: list[PairProfile]
+    pairs: list[PairProfile | None]
+    """None: the device's memory was too small for a step."""
 
 
 def run(config: ProfileConfig, context: StageContext) -> Metrics:
@@ -102,13 +126,27 @@ def run(config: ProfileConfig, context: StageContext) -> Metrics:
             f"(--placement auto), or choose a node of that type for it."
         )
     decode = _decode_s(config, context.placement)
-    pairs = []
+    pairs: list[PairProfile | None] = []
     for index in range(config.blueprint.num_modules):
-        pairs.append(measure(config, index, device))
-        context.report(index + 1, config.blueprint.num_modules, {"images_per_s": 1 / pairs[-1].seconds})
+        pairs.append(measured_if_it_fits(config, index, device))
+        speed = {} if pairs[-1] is None else {"images_per_s": 1 / pairs[-1].seconds}
+        context.report(index + 1, config.blueprint.num_modules, speed)
     profile = Profile(device=config.device, name=name, decode=decode, pairs=pairs)
     (context.out / PROFILE).write_text(json.dumps(profile.model_dump(), indent=1))
-    return {"images_per_s": 1 / statistics.fmean(pair.seconds for pair in pairs), "decode_s": decode, "device": name}
+    seconds = [pair.seconds for pair in pairs if pair is not None]
+    speeds = {"images_per_s": 1 / statistics.fmean(seconds)} if seconds else {}
+    return {**speeds, "decode_s": decode, "device": name, "too_large": pairs.count(None)}
+
+
+def measured_if_it_fits(config: ProfileConfig, index: int, device: torch.device) -> PairProfile | None:
+    """What `measure` finds; None where a step needs more memory than the device has."""
+    try:
+        return measure(config, index, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("Pair %d needs more memory than %s has: %s", index, config.device, error)
+    return None  # here, where the error holds its step's tensors no more
 
 
 def measure(config: ProfileConfig, index: int, device: torch.device) -> PairProfile:
@@ -118,13 +156,13 @@ def measure(config: ProfileConfig, index: int, device: torch.device) -> PairProf
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     objective, meta, teacher = _objective(config, index, device)
-    optimizer = adamw(objective.trainable, config.train)
+    optimizer = adamw(objective.trainable, TrainConfig(epochs=1, lr=1e-4))
     size = blueprint.teacher.img_size
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(rows, 3, size, size, generator=generator).to(device)  # (B, 3, H, W)
     labels = torch.randint(blueprint.teacher.num_classes, (rows,), generator=generator)
     targets = nn.functional.one_hot(labels, blueprint.teacher.num_classes).float().to(device)  # (B, K)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision != "fp32")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision != "fp32")
     before = nn.Sequential(*meta[:index]).to(device)
     hybrid = nn.Sequential(teacher, *meta[index + 1 :]).to(device) if teacher is not None else None
     with autocast, torch.no_grad():
@@ -169,8 +207,7 @@ def _objective(
         if config.module == "teacher":
             student: nn.Module = teachers[index]
         else:
-            drop_path = config.train.drop_path
-            student = family(blueprint.student.family).modules(blueprint, drop_path=drop_path)[index]
+            student = family(blueprint.student.family).modules(blueprint)[index]
     teacher = teachers[index].eval() if config.with_teacher else None
     for part in [*meta, *([teacher] if teacher is not None else [])]:
         part.eval().requires_grad_(False)
@@ -180,7 +217,7 @@ def _objective(
 
 def _frozen_s(model: nn.Module, inputs: Tensor, config: ProfileConfig, device: torch.device) -> float:
     def forward() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision != "fp32"), torch.no_grad():
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision != "fp32"), torch.no_grad():
             model(inputs)
 
     return _seconds(forward, config.steps, device)

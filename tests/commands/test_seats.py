@@ -108,7 +108,7 @@ def test_all_mistakes_of_a_placement_file_are_told_at_once(m2mkd, tiny, nodes, t
         "the plan has no stage 'pair-9'; it has data,",
         "pair-0.gpu: Extra inputs are not permitted",
         "pair-1.gpus: Input should be less than or equal to 1",
-        "split is to be on T4, but the nodes are of H100, L4",
+        "split is to be on T4, but the nodes are of cpu",
         "finetune cannot run on 7 devices, but on 1 only",
         "assemble has more than one of devices, cohort and gpus",
         "assemble uses no GPU, so it cannot have 0.5 of one",

@@ -113,7 +113,7 @@ def test_what_a_spread_stage_holds_on_its_devices_is_not_given_away() -> None:
 
 
 def test_a_stage_waits_for_a_fast_node_rather_than_start_on_a_slow_one() -> None:
-    nodes = [Node("fast", {"CPU": 1, "accelerator_type:fast": 1}), Node("slow", {"CPU": 1})]
+    nodes = [Node("fast", {"CPU": 1}, labels={"ray.io/node-group": "fast"}), Node("slow", {"CPU": 1})]
     busy = Occupied(Seat((stage("old", Resources()),), Resources(), "fast"), "fast", 3.0)
     planner = Planner(speeds={"fast": 4.0})
     seconds = {"old": 16.0, "new": 40.0}
@@ -170,7 +170,7 @@ def test_mixed_speeds_end_within_a_twentieth_of_the_bound_when_asked_at_each_end
     rng = random.Random(0)
     speeds = {"x1": 1.0, "x2": 2.0, "x4": 4.0}
     kinds = rng.choices(list(speeds), k=num_nodes)
-    nodes = [Node(f"{kind}-{i}", {"CPU": 1, f"accelerator_type:{kind}": 1}) for i, kind in enumerate(kinds)]
+    nodes = [Node(f"{kind}-{i}", {"CPU": 1}, labels={"ray.io/node-group": kind}) for i, kind in enumerate(kinds)]
     costs = {f"s{i}": rng.uniform(4, 20) for i in range(num_stages)}
     works = {name: Work(name, {kind: cost / speed for kind, speed in speeds.items()}) for name, cost in costs.items()}
     visits = run([stage(name, Resources()) for name in works], Planner(works), nodes, works)
@@ -212,6 +212,9 @@ class Counted:
         seats = self.planner.seats(ready, view)
         self.given += len(seats)
         return seats
+
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        return self.planner.lacks(stage, view)
 
 
 @pytest.mark.parametrize("seed", range(12))

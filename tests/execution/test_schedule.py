@@ -296,7 +296,7 @@ def test_what_is_set_by_hand_is_kept() -> None:
 
 def test_a_cohort_by_hand_that_fits_no_device_is_refused() -> None:
     works = [alone(name, 9, cohort="x", memory_gb={ANY: 15.0}) for name in "ab"]
-    with pytest.raises(PlanError, match="a, b do not fit one device together"):
+    with pytest.raises(PlanError, match="a asks for a place in a cohort of 2 by hand, which needs 30 GB"):
         schedule(works, [Device("n", "slow", memory_gb=24)])
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from m2mkd_ray.commands.measuring import OnItsType
-from m2mkd_ray.commands.placing import module_flops, profiles, profiling, step_s, works_of
+from m2mkd_ray.commands.placing import profiles, profiling, step_s, works_of
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.placement import View
 from m2mkd_ray.execution.planner import expected_s
+from m2mkd_ray.models.compute import pair_flops, prefix_flops
 from m2mkd_ray.stages.profile import PROFILE, Profile, measure
 
 
@@ -53,21 +54,26 @@ def test_without_a_teacher_a_step_costs_no_teacher(chain) -> None:
 
 def test_costs_are_measured_where_a_profile_is_and_else_follow_from_flops(profiled, chain) -> None:
     pair = chain.stage("pair-2")
-    work = works_of([pair], chain.recipe, ["cpu", "L4"], chain.store)[pair.address]
+    nodes = [Node("a", {"CPU": 2.0}), Node("b", {"CPU": 2.0}, labels={"ray.io/node-group": "big"})]
+    work = works_of([pair], chain.recipe, nodes, chain.store)[pair.address]
     images = 3 * 32  # 0.6 epochs of 160 rows in batches of 32
     each = profiled.pairs[2].seconds + profiled.decode
     assert work.seconds["cpu"] == pytest.approx(each * images)
-    assert work.seconds["L4"] == pytest.approx(expected_s(module_flops(pair.config)[0] * images, "L4"))
-    flops, prefix = module_flops(pair.config)
+    flops, prefix = pair_flops(pair.config.blueprint, 2), prefix_flops(pair.config.blueprint, 2)
+    assert work.seconds["big"] == pytest.approx(expected_s(flops * images, "big"))
     shared = (profiled.pairs[2].prefix + profiled.decode) / each
     assert work.shared == pytest.approx(min(shared, prefix / flops))
 
 
 def test_a_profile_is_asked_for_once_a_type_of_device_and_measured_there(chain) -> None:
     pairs = [chain.stage("pair-0"), chain.stage("pair-1")]
-    nodes = [Node("a", {"CPU": 2.0}), Node("b", {"CPU": 2.0}), Node("c", {"CPU": 4.0, "accelerator_type:L4": 1.0})]
+    nodes = [
+        Node("a", {"CPU": 2.0}),
+        Node("b", {"CPU": 2.0}),
+        Node("c", {"CPU": 4.0}, labels={"ray.io/node-group": "big"}),
+    ]
     wanted = profiles(pairs, nodes)
-    assert [stage.name for stage in wanted] == ["profile-cpu", "profile-L4"]
+    assert [stage.name for stage in wanted] == ["profile-cpu", "profile-big"]
     seats = OnItsType().seats(wanted, View(nodes))
     assert [seat.node in of_type for seat, of_type in zip(seats, (("a", "b"), ("c",)))] == [True, True]
 
