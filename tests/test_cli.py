@@ -158,6 +158,24 @@ def test_a_second_run_runs_nothing_and_tells_the_same(ran, tiny, m2mkd):
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
+def test_a_planned_run_that_is_complete_is_told_again(ran, tiny, m2mkd):
+    ended = m2mkd("run", tiny, "--store", ran, "--placement", "auto", "--json")
+    assert ended.code == 0
+    assert {stage["outcome"] for stage in json.loads(ended.out)["stages"]} == {"reused"}
+
+
+@pytest.mark.parametrize("options", [["--launcher", "local", "--until", "data"], []])
+def test_runs_without_ray_do_not_import_it(options, ran, tiny):
+    code = (
+        "import sys\nfrom m2mkd_ray.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: print(end.code, 'ray' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "run", str(tiny), "--store", str(ran), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
 @pytest.mark.parametrize(
     ("options", "expected"), [([], 1800), (["--stall-timeout", "90"], 90), (["--stall-timeout", "0"], None)]
 )
@@ -419,3 +437,18 @@ def test_the_whole_flow_on_ray_and_deepspeed(tiny, tmp_path):
     assert tuned["metrics"]["num_ranks"] == 2
     assert Path(result["report"]).is_file()
     assert (Path(result["export"]) / "model.safetensors").is_file()
+
+
+@pytest.mark.ray
+def test_a_planned_run_measures_first_and_comes_to_its_end_on_ray(tiny, tmp_path):
+    command = [sys.executable, "-m", "m2mkd_ray", "run", str(tiny), "--num-cpus", "2", "--json"]
+    command += ["--placement", "auto", "--set", "baselines=[]"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    outcomes = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        outcomes.append({stage["outcome"] for stage in json.loads(done.stdout)["stages"]})
+    assert outcomes[0] <= {"complete", "reused"}  # the data set was looked at for the profile
+    assert outcomes[1] == {"reused"}
+    assert any(name.startswith("profile-cpu") for name in Store(str(tmp_path / "runs")).addresses())

@@ -164,3 +164,32 @@ def test_mistakes_of_options_are_told(arguments, says, m2mkd, tiny, tmp_path, mo
     ended = m2mkd("plan", tiny, *arguments)
     assert ended.code == 2
     assert says in ended.err
+
+
+def test_a_cohort_by_hand_that_fits_no_device_is_refused_before_the_run(m2mkd, tiny, tmp_path) -> None:
+    from m2mkd_ray.commands.seats import seat_problems
+    from m2mkd_ray.commands.session import chosen, planned
+    from m2mkd_ray.execution.feasibility import Node
+    from m2mkd_ray.execution.planner import ByHand, Planner
+    from m2mkd_ray.execution.works import ANY, Work
+
+    stages = planned(chosen(str(tiny), ["placement.pairs.resources={cpus: 1, gpus: 1}"]))
+    pairs = [stage for stage in stages if stage.name.startswith("pair")]
+    nodes = [Node("a", {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1, "memory": 9e9})]
+    by_hand = {stage.name: ByHand(cohort="x") for stage in pairs}
+    planner = Planner({stage.address: Work("", {ANY: 9.0}, {ANY: 15.0}) for stage in pairs}, by_hand=by_hand)
+    problems = seat_problems(pairs, nodes, planner.works(pairs, nodes, {}))
+    assert len(problems) == len(pairs)
+    assert all("cohort of 2 by hand, which needs 30 GB of GPU memory" in text for text in problems)
+
+
+def test_a_plan_finds_what_was_measured_on_the_cores_of_a_gpu_node(m2mkd, tiny, tmp_path) -> None:
+    from m2mkd_ray.commands.clusters import cluster_nodes
+    from m2mkd_ray.commands.placing import profiles
+    from m2mkd_ray.commands.session import chosen, planned
+
+    nodes = cluster_nodes(str(write(tmp_path, NODES)))
+    on_cores = planned(chosen(str(tiny), []))
+    assert [stage.name for stage in profiles(on_cores, nodes)] == ["profile-cpu"]
+    on_gpus = planned(chosen(str(tiny), ["placement.pairs.resources={cpus: 1, gpus: 1}"]))
+    assert [stage.name for stage in profiles(on_gpus, nodes)] == ["profile-H100", "profile-L4"]

@@ -1,5 +1,6 @@
 """The planner's seats, and what they come to when it is asked again and again in counted time."""
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,11 +13,11 @@ from m2mkd_ray.errors import PlanError
 from m2mkd_ray.execution import NoPlacement, Resources, Stage
 from m2mkd_ray.execution.bounds import lower_bound
 from m2mkd_ray.execution.cohort import Left, Member
-from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.feasibility import Node, lack
 from m2mkd_ray.execution.fleet import devices_for, node_id
 from m2mkd_ray.execution.forecast import Visit, forecast
 from m2mkd_ray.execution.placement import Occupied, Seat, View
-from m2mkd_ray.execution.planner import ByHand, Planner
+from m2mkd_ray.execution.planner import START_S, ByHand, Planner
 from m2mkd_ray.execution.stage import Spread
 from m2mkd_ray.execution.works import ANY, Work
 
@@ -255,3 +256,105 @@ def test_what_comes_and_goes_is_planned_anew() -> None:
 def test_a_node_whose_worker_has_not_begun_is_not_given_away_again() -> None:
     submitted = Occupied(Seat((stage("s0"),), GPU, "id-a"), None, 0.0)
     assert Planner().seats([stage("s1")], View([gpu_node("a", 1)], [submitted])) == []
+
+
+# What a stage lacks
+
+
+def test_a_stage_is_told_what_type_or_memory_of_gpu_it_lacks_and_gets_no_seat() -> None:
+    view = View([gpu_node("a", 2, "L4")])
+    works = {"s0": Work("", {ANY: 1.0}, {ANY: 60.0})}
+    planner = Planner(works, by_hand={"s1": ByHand(node_type="H100")})
+    stages = [stage("s0"), stage("s1"), stage("s2"), stage("s3", Resources(cpus=99)), stage("s4", Resources(cpus=0))]
+    assert sorted(name for seat in planner.seats(stages, view) for name in names(seat)) == ["s2", "s4"]
+    said = [planner.lacks(each, view) for each in stages]
+    assert said[0] is not None
+    assert said[0].startswith("60 GB of GPU memory, but no GPU has so much for it: the most on one of 2 is 24 GB")
+    assert said[1] is not None
+    assert said[1].startswith("a device of type H100, but the nodes have L4 (2)")
+    assert said[2] is None
+    assert said[3] == lack(Resources(cpus=99), view.nodes)
+    assert said[4] is None
+
+
+def test_where_the_cluster_may_grow_nothing_is_put_on_a_gpu_that_is_too_small() -> None:
+    planner = Planner({"s": Work("", {ANY: 1.0}, {ANY: 60.0})}, grows=True)
+    assert planner.seats([stage("s")], View([gpu_node("a", 2, "L4")])) == []
+
+
+def test_a_cohort_by_hand_that_does_not_fit_waits_with_its_reason_and_the_rest_goes_on() -> None:
+    works = {f"pair-{i}": Work("", {ANY: 9.0}, {ANY: 15.0}) for i in range(3)}
+    planner = Planner(works, by_hand={"pair-0": ByHand(cohort="x"), "pair-1": ByHand(cohort="x")})
+    ready, view = [pair(i) for i in range(3)], View([gpu_node("a", 2, "L4")])
+    assert [names(seat) for seat in planner.seats(ready, view)] == [["pair-2"]]
+    said = planner.lacks(ready[0], view)
+    assert said is not None
+    assert "cohort of 2 by hand, which needs 30 GB of GPU memory" in said
+    assert planner.lacks(ready[2], view) is None
+
+
+def test_a_cohort_by_hand_joins_mates_only() -> None:
+    other = replace(stage("pair-0", mates="others", together=together), needs={"of": stage("other")})
+    planner = Planner(by_hand={"pair-0": ByHand(cohort="x"), "pair-1": ByHand(cohort="x")})
+    seats = planner.seats([pair(0), pair(1), other], View([gpu_node("a", 3)]))
+    assert sorted((names(seat), {each.mates for each in seat.stages}) for seat in seats) == [
+        (["pair-0"], {"others"}),
+        (["pair-0", "pair-1"], {"pairs"}),
+    ]
+    crowded = replace(pair(0), together=None, mates="")  # as it is offered after it ran out of memory
+    apart = planner.seats([crowded, pair(1)], View([gpu_node("a", 2)]))
+    assert sorted(names(seat) for seat in apart) == [["pair-0"], ["pair-1"]]
+
+
+# What costs
+
+
+def test_types_that_come_later_are_planned_for_by_their_peaks() -> None:
+    planner = Planner({"s": Work("", {"L4": 989.0}, {"L4": 9.0})})
+    (work,) = planner.works([stage("s")], [gpu_node("a", 1, "L4"), gpu_node("b", 1, "H100")], {}).values()
+    assert work.seconds_on("H100") == pytest.approx(121.0)  # peaks of 121 and 989 TFLOP/s
+    assert work.memory_on("H100") == 9.0
+    (seat,) = planner.seats([stage("s")], View([gpu_node("a", 1, "L4"), gpu_node("b", 1, "H100")]))
+    assert seat.node == "id-b"
+
+
+def test_a_type_that_cannot_run_a_stage_is_not_planned_for() -> None:
+    planner = Planner({"s": Work("", {"L4": 9.0, "T4": math.inf})})
+    view = View([gpu_node("a", 1, "T4")])
+    assert planner.seats([stage("s")], view) == []
+    assert planner.lacks(stage("s"), view) is not None
+
+
+def test_cores_of_a_gpu_node_are_as_fast_as_others() -> None:
+    on_cores = replace(stage("s", Resources()), flops=1e15)
+    nodes = [gpu_node("a", 1), Node("b", {"CPU": 8.0})]
+    (work,) = Planner().works([on_cores], nodes, {}).values()
+    assert set(work.seconds) == {"cpu"}
+    assert {device.type for device in devices_for(Resources(), nodes, [])} == {"cpu"}
+    (work,) = Planner().works([replace(stage("s"), flops=1e15)], nodes, {}).values()
+    assert set(work.seconds) == {"H100"}
+
+
+def test_several_devices_are_used_unasked_only_where_they_are_gpus_and_pay_for_their_start() -> None:
+    of_cores = {2: Spread(Resources(cpus=0.5), Ranks(ranks=2), Resources())}
+    on_cores = stage("s", Resources(), spread=of_cores)
+    of_gpus = {2: Spread(Resources(cpus=0.5), Ranks(ranks=2), GPU)}
+    on_gpus = stage("s", spread=of_gpus)
+    nodes = [gpu_node("a", 2)]
+
+    def ranks(planner: Planner, asked: Stage) -> bool:
+        (seat,) = planner.seats([asked], View(nodes))
+        return seat.stages[0].placement == Ranks(ranks=2)
+
+    long, short = {"s": Work("", {ANY: 100.0})}, {"s": Work("", {ANY: START_S})}
+    assert not ranks(Planner(long), on_cores)
+    assert ranks(Planner(long, by_hand={"s": ByHand(devices=2)}), on_cores)
+    assert ranks(Planner(long), on_gpus)
+    assert not ranks(Planner(short), on_gpus)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.35, 0.2])
+def test_a_share_by_hand_is_what_is_given(share: float) -> None:
+    planner = Planner(by_hand={f"s{i}": ByHand(gpus=share) for i in range(2)})
+    seats = planner.seats([stage(f"s{i}") for i in range(2)], View([gpu_node("a", 1)]))
+    assert [seat.resources.gpus for seat in seats] == [share, share]

@@ -1,17 +1,24 @@
 """The stage `profile-<device>`: what a step of each pair costs here."""
 
 import json
+import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from m2mkd_ray.commands.measuring import OnItsType
 from m2mkd_ray.commands.placing import profiles, profiling, step_s, works_of
+from m2mkd_ray.execution import Store
+from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.job import here, job
 from m2mkd_ray.execution.placement import View
-from m2mkd_ray.execution.planner import expected_s
+from m2mkd_ray.execution.planner import Planner, expected_s
+from m2mkd_ray.execution.worker import run_job
 from m2mkd_ray.models.compute import pair_flops, prefix_flops
-from m2mkd_ray.stages.profile import PROFILE, Profile, measure
+from m2mkd_ray.stages.profile import PROFILE, Profile, measure, measured_if_it_fits
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +104,60 @@ def test_on_a_gpu_memory_and_kernel_time_are_measured(chain) -> None:
     profile = Profile.model_validate(json.loads((chain.run(stage) / PROFILE).read_text()))
     assert all(0 < pair.memory_gb < 2 for pair in profile.pairs)
     assert all(0 < pair.occupancy <= 1 for pair in profile.pairs)
+
+
+def test_trials_that_differ_in_what_costs_nothing_share_a_profile(chain) -> None:
+    one = profiling(chain.stage("pair-0"), "cpu")
+    trial = chain.with_settings("seed=7", "pairs.lr=0.01", "pairs.epochs=2", "pairs.weight_decay=0.1")
+    assert profiling(trial.stage("pair-0"), "cpu").address == one.address
+    for setting in ("pairs.batch_size=16", "pairs.precision=bf16", "placement.pairs.resources={cpus: 2}"):
+        assert profiling(chain.with_settings(setting).stage("pair-0"), "cpu").address != one.address
+
+
+def test_a_pair_that_reads_logits_costs_no_teacher(chain) -> None:
+    cached = chain.with_settings("pairs.views=2", "pairs.cache={kind: float32}")
+    pair = cached.stage("pair-1")
+    assert not profiling(pair, "cpu").config.with_teacher
+    assert profiling(chain.stage("pair-1"), "cpu").config.with_teacher
+    work = works_of([pair], cached.recipe, [Node("a", {"CPU": 2.0})])[pair.address]
+    assert work.seconds["cpu"] == pytest.approx(expected_s(pair.flops, "cpu"), rel=0.05)
+    flops = pair_flops(pair.config.blueprint, 1, with_teacher=False)
+    assert work.shared == pytest.approx(prefix_flops(pair.config.blueprint, 1) / flops)
+
+
+def test_a_pair_that_runs_out_of_memory_is_recorded_and_not_planned_there(chain) -> None:
+    config = profiling(chain.stage("pair-0"), "cpu").config
+    huge = config.model_copy(update={"batch_size": 10**11, "lanes": 1})  # 10**15 bytes of images
+    assert measured_if_it_fits(huge, 0, torch.device("cpu")) is None
+
+    pair = chain.stage("pair-0")
+    wanted = profiling(pair, "small")
+    profile = Profile(device="small", name="cpu", decode=0.1, pairs=[None] * 4)
+    store = Store(chain.store.root + "-oom")
+    run_job(job(replace(wanted, needs={}, run=partial(_write, text=profile.model_dump_json()))), store, here())
+    kept = replace(wanted, needs={})
+    assert store.status(kept.address).state == "complete"
+    nodes = [Node("a", {"CPU": 2.0}, labels={"ray.io/node-group": "small"}), Node("b", {"CPU": 2.0})]
+    work = works_of([replace(pair, needs={})], chain.recipe, nodes, store)[replace(pair, needs={}).address]
+    assert work.seconds["small"] == math.inf
+    assert work.seconds["cpu"] < math.inf
+    (seat,) = Planner({pair.name: work}).seats([pair], View(nodes))
+    assert seat.node == "b"
+
+
+def _write(config: object, context: StageContext, text: str) -> dict[str, float]:
+    (context.out / PROFILE).write_text(text)
+    return {}
+
+
+def test_a_profile_waits_for_a_node_of_its_type_that_can_hold_it(chain) -> None:
+    wanted = profiling(chain.with_settings("placement.pairs.resources={cpus: 4}").stage("pair-0"), "cpu")
+    small, large = Node("a", {"CPU": 2.0}), Node("b", {"CPU": 8.0})
+    other = Node("c", {"CPU": 8.0}, labels={"ray.io/node-group": "big"})
+    (seat,) = OnItsType().seats([wanted], View([small, large, small]))
+    assert seat.node == "b"
+    assert OnItsType().seats([wanted], View([small, other])) == []
+    said = OnItsType().lacks(wanted, View([small, other]))
+    assert said is not None
+    assert "a node with devices of type cpu" in said
+    assert OnItsType().lacks(wanted, View([large])) is None
