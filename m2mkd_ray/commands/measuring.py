@@ -94,7 +94,7 @@ def placer_of(
     modules = [stage for stage in todo if isinstance(stage.config, IncubateConfig)]
     if not modules:
         return asked
-    _measure(profiles(modules, nodes), store, launcher, stall_timeout_s, wait_timeout_s)
+    measure_costs(profiles(modules, nodes), store, launcher, stall_timeout_s, wait_timeout_s)
     place = placer(name, stages, works_of(modules, recipe, nodes, store), nodes=nodes, grows=grows)
     problems = []
     if isinstance(place, Planner) and not grows:
@@ -104,12 +104,12 @@ def placer_of(
     return place
 
 
-def _measure(
+def measure_costs(
     wanted: Sequence[Stage],
     store: Store,
     launcher: Launcher,
-    stall_timeout_s: float | None,
-    wait_timeout_s: float | None,
+    stall_timeout_s: float | None = None,
+    wait_timeout_s: float | None = None,
 ) -> None:
     """Run the profiles that are not complete. What cannot be measured costs the plan its measure, not the run its
     start."""

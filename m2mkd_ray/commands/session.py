@@ -31,7 +31,8 @@ PlacementName = Annotated[
     typer.Option(
         "--placement",
         metavar="auto|given|alone|cohort|FILE.yaml",
-        help="Who shares a device with whom; a file has seats by stage name.",
+        help="Who shares a device with whom. auto may train a module on several GPUs: equal but for rounding and the "
+        "draws of stochastic depth. A file has seats by stage name.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]

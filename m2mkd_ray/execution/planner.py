@@ -94,6 +94,9 @@ class Planner:
         self._by_hand = dict(by_hand or {})
         self._members = members
         self._lacks: dict[str, str] = {}
+        self._nodes: list[Node] = []
+        self._lacks_alone: dict[tuple[str, Resources], str | None] = {}
+        """On these nodes; asked for again and again while many stages wait."""
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """See `Placer`. Where no nodes are known, every stage gets a seat as it asks for it."""
@@ -116,11 +119,19 @@ class Planner:
 
     def lacks(self, stage: Stage, view: View) -> str | None:
         """See `Placer`; of a cohort by hand, which has to fit together, as it was when seats were asked for."""
+        if self._nodes != list(view.nodes):
+            self._nodes, self._lacks_alone = list(view.nodes), {}
+        name = stage.address, stage.resources
+        if name not in self._lacks_alone:
+            self._lacks_alone[name] = self._lack_of(stage, view)
+        return self._lacks_alone[name] or self._lacks.get(stage.address)
+
+    def _lack_of(self, stage: Stage, view: View) -> str | None:
         if (text := lack(stage.resources, view.nodes)) is not None or _holds_nothing(stage):
             return text
         work = self.works([stage], view.nodes, view.seconds)[stage.address]
         devices = devices_for(_alone(stage.resources), view.nodes, ())
-        return lacking([work], devices).get(work.name) or self._lacks.get(stage.address)
+        return lacking([work], devices).get(work.name)
 
     def works(self, stages: Sequence[Stage], nodes: Sequence[Node], seconds: Mapping[str, float]) -> dict[str, Work]:
         """Costs of stages and how they may run, by address; the works' names are addresses too."""

@@ -1,9 +1,21 @@
 """`m2mkd plan --cluster`: seats on nodes, what they come to, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from m2mkd_ray.commands.clusters import cluster_nodes
+from m2mkd_ray.commands.measuring import measure_costs
+from m2mkd_ray.commands.placing import profiles
+from m2mkd_ray.commands.seats import seat_problems
+from m2mkd_ray.commands.session import chosen, planned
+from m2mkd_ray.execution import LocalLauncher, Store
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.locks import Locks
+from m2mkd_ray.execution.planner import ByHand, Planner
+from m2mkd_ray.execution.works import ANY, Work
 
 NODES = """
 nodes:
@@ -167,12 +179,6 @@ def test_mistakes_of_options_are_told(arguments, says, m2mkd, tiny, tmp_path, mo
 
 
 def test_a_cohort_by_hand_that_fits_no_device_is_refused_before_the_run(m2mkd, tiny, tmp_path) -> None:
-    from m2mkd_ray.commands.seats import seat_problems
-    from m2mkd_ray.commands.session import chosen, planned
-    from m2mkd_ray.execution.feasibility import Node
-    from m2mkd_ray.execution.planner import ByHand, Planner
-    from m2mkd_ray.execution.works import ANY, Work
-
     stages = planned(chosen(str(tiny), ["placement.pairs.resources={cpus: 1, gpus: 1}"]))
     pairs = [stage for stage in stages if stage.name.startswith("pair")]
     nodes = [Node("a", {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1, "memory": 9e9})]
@@ -183,11 +189,31 @@ def test_a_cohort_by_hand_that_fits_no_device_is_refused_before_the_run(m2mkd, t
     assert all("cohort of 2 by hand, which needs 30 GB of GPU memory" in text for text in problems)
 
 
-def test_a_plan_finds_what_was_measured_on_the_cores_of_a_gpu_node(m2mkd, tiny, tmp_path) -> None:
-    from m2mkd_ray.commands.clusters import cluster_nodes
-    from m2mkd_ray.commands.placing import profiles
-    from m2mkd_ray.commands.session import chosen, planned
+class OnNodes(LocalLauncher):
+    """Runs in this process what is asked to be on a node."""
 
+    def nodes(self) -> list[Node]:
+        return [Node("a", {"CPU": 2.0, "memory": 9e9})]
+
+
+def test_costs_that_another_run_measures_or_that_have_no_data_are_not_waited_for(tiny, tmp_path, caplog) -> None:
+    launcher, store = OnNodes(), Store(str(tmp_path / "runs"))
+    (wanted,) = profiles(planned(chosen(str(tiny), [])), launcher.nodes())
+    with Locks(store) as other:
+        other.acquire([wanted.address])
+        measure_costs([wanted], store, launcher)
+    assert "another run does it now" in caplog.text
+    assert wanted.address in caplog.text
+    assert store.status(wanted.address).state != "complete"
+
+    data = wanted.needs["data"]
+    gone = replace(data, config=data.config.model_copy(update={"dataset": "gone"}))
+    measure_costs([replace(wanted, needs={"data": gone})], store, launcher)
+    assert any(record.levelname == "ERROR" and "data failed" in record.message for record in caplog.records)
+    assert f"{wanted.name} was not measured, because of data" in caplog.text
+
+
+def test_a_plan_finds_what_was_measured_on_the_cores_of_a_gpu_node(m2mkd, tiny, tmp_path) -> None:
     nodes = cluster_nodes(str(write(tmp_path, NODES)))
     on_cores = planned(chosen(str(tiny), []))
     assert [stage.name for stage in profiles(on_cores, nodes)] == ["profile-cpu"]
