@@ -49,7 +49,7 @@ class Course:
         self.step, self.history = 0, list[Point]()
         self.is_over = False
         self.error: Exception | None = None
-        self.saver = Saver(member.session.checkpoints, beside=self.engine.world == 1)
+        self.saver = Saver(member.session.checkpoints, beside=self.engine.world == 1 and self.engine.copies)
         self.saved_at, self.first_step_at, self.meter = time.monotonic(), 0.0, Meter()
         self._logits: Sequence[Tensor | None] = ()
         self._counted = self._shared_counts()

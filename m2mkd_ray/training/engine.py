@@ -46,6 +46,8 @@ class Engine(Protocol):
     world: int
     device: torch.device
     objective: Objective
+    copies: bool
+    """Whether a snapshot is a copy, which may be written while the training goes on."""
 
     def begin(self, lr: float, *, is_logged: bool) -> None:
         """Begin a step. Of one that is not logged the objective leaves out what costs something to log."""
@@ -60,7 +62,7 @@ class Engine(Protocol):
 
     def snapshot(self) -> Callable[[Path], None]:
         """What writes weights and optimizer state, as they are now, below a folder. Ranks that keep nothing there
-        write nothing. With several ranks it is called before the next step."""
+        write nothing. Unless the engine `copies`, or with several ranks, it is called before the next step."""
 
     def load(self, folder: Path) -> None:
         """Take up the state that a snapshot wrote."""
@@ -157,6 +159,8 @@ class DeepSpeedEngine:
     The objective is the module that DeepSpeed wraps, so its forward gives the loss.
     """
 
+    copies = False
+
     def __init__(
         self,
         objective: Objective,
@@ -197,8 +201,8 @@ class DeepSpeedEngine:
         self.objective.stopwatch.start()
         loss, logs = self.engine(images, targets, teacher_logits)
         self.engine.backward(loss)
-        self.objective.stopwatch.lap("student")
         self.engine.step()
+        self.objective.stopwatch.lap("student")
         for name, value in logs.items():
             self._logs[name] = self._logs.get(name, 0) + value / self.num_parts
 

@@ -25,6 +25,8 @@ from m2mkd_ray.training.precision import Masters
 class TorchEngine:
     """Takes the steps of one objective, on this process's device."""
 
+    copies = True
+
     def __init__(self, objective: Objective, config: TrainConfig, *, compile: bool = False) -> None:
         is_alone = not (dist.is_available() and dist.is_initialized())
         self.rank, self.world = (0, 1) if is_alone else (dist.get_rank(), dist.get_world_size())

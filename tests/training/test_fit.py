@@ -1,8 +1,10 @@
 """The loop: killed and resumed, validated, stopped by a loss that is not finite."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +184,35 @@ def test_speed_leaves_checkpoints_out(run: Callable, feed: Batches, classificati
     assert min(seconds) > 1e-4, "a step took no time"
     assert sum(seconds) < wall
     assert all(point["images_per_s"] == pytest.approx(16 / point["train_s"]) for point in history if "loss" in point)
+
+
+class Live(TorchEngine):
+    """An engine whose snapshot is the state as it is when it is written."""
+
+    copies = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.writers: list[threading.Thread] = []
+
+    def snapshot(self) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            self.writers.append(threading.current_thread())
+            time.sleep(0.1)  # long enough for a step to come between
+            super(Live, self).snapshot()(folder)
+
+        return write
+
+
+def test_a_snapshot_that_is_no_copy_is_written_before_the_next_step(
+    run: Callable, keeper: Callable, feed: Batches, classification: Callable
+) -> None:
+    _, weights, _ = run(classification(), feed, name="undisturbed")
+    engine = Live(classification(), TWO_EPOCHS)
+    with pytest.raises(Killed):
+        fit(killed(feed, 3), engine, TWO_EPOCHS, EVERY_STEP, keeper(), seed=0, validate=lambda: {"val_top1": 0.0})
+    assert engine.writers == [threading.current_thread()] * 3
+    assert equal(run(classification(), feed)[1], weights)
 
 
 def test_a_training_learns(run: Callable, feed: Batches, classification: Callable[..., Classification]) -> None:
