@@ -75,10 +75,17 @@ class Course:
 
         Raises:
             ValueError: the training is to end early, but nothing validates it.
+            RuntimeError: ranks see different checkpoints; raised on all of them.
         """
         if self.config.patience is not None and self.member.validate is None and self.engine.rank == 0:
             raise ValueError("`patience` ends a training by its validation, but it has none. Pass `validate`.")
         checkpoint = self.member.session.checkpoints.latest()
+        steps = self.engine.gather(0 if checkpoint is None else checkpoint[0])
+        if len(set(steps)) > 1:
+            raise RuntimeError(
+                f"Ranks would go on from different steps: their newest checkpoints are of steps {steps}, by rank. "
+                "All must see the same one. See that they reach the same store, and start again."
+            )
         if checkpoint is not None:
             self.step, folder = checkpoint
             self.engine.load(folder)

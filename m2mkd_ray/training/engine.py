@@ -70,6 +70,9 @@ class Engine(Protocol):
     def agree(self, yes: bool) -> bool:
         """What rank 0 says, told to all ranks."""
 
+    def gather(self, number: int) -> list[int]:
+        """The number that each rank has, told to all ranks."""
+
     def mean(self, values: Sequence[Tensor]) -> list[float]:
         """Scalars of every rank, averaged over the ranks. Waits for the device."""
 
@@ -96,6 +99,16 @@ def agree_on_all_ranks(yes: bool, device: torch.device) -> bool:
     answer = torch.tensor([int(yes)], device=device)
     dist.broadcast(answer, src=0)
     return bool(answer.item())
+
+
+def numbers_of_all_ranks(number: int, device: torch.device, world: int) -> list[int]:
+    """The number of each rank of the process group, by rank (there is none where `world` is 1)."""
+    if world == 1:
+        return [number]
+    own = torch.tensor([number], device=device)
+    found = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(found, own)
+    return torch.cat(found).tolist()
 
 
 def mean_of_all_ranks(values: Sequence[Tensor], world: int) -> list[float]:
@@ -231,6 +244,10 @@ class DeepSpeedEngine:
     def agree(self, yes: bool) -> bool:
         """See `Engine`."""
         return agree_on_all_ranks(yes, self.device)
+
+    def gather(self, number: int) -> list[int]:
+        """See `Engine`."""
+        return numbers_of_all_ranks(number, self.device, self.world)
 
     def mean(self, values: Sequence[Tensor]) -> list[float]:
         """See `Engine`."""

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from m2mkd_ray.training.engine import agree_on_all_ranks, local_device, mean_of_all_ranks
+from m2mkd_ray.training.engine import agree_on_all_ranks, local_device, mean_of_all_ranks, numbers_of_all_ranks
 from m2mkd_ray.training.objective import Objective
 from m2mkd_ray.training.optim import TrainConfig, adamw
 from m2mkd_ray.training.precision import Masters
@@ -107,6 +107,10 @@ class TorchEngine:
     def agree(self, yes: bool) -> bool:
         """See `Engine`."""
         return yes if self.world == 1 else agree_on_all_ranks(yes, self.device)
+
+    def gather(self, number: int) -> list[int]:
+        """See `Engine`."""
+        return numbers_of_all_ranks(number, self.device, self.world)
 
     def mean(self, values: Sequence[Tensor]) -> list[float]:
         """See `Engine`."""

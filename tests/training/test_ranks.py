@@ -76,6 +76,14 @@ def test_a_training_goes_on_with_another_number_of_ranks(
 
 
 @pytest.mark.slow
+def test_ranks_that_see_different_checkpoints_all_say_so(tmp_path: Path) -> None:
+    train(tmp_path, 2, at=3)
+    assert train(tmp_path, 2, blind=True) == {}
+    for rank in range(2):
+        assert "their newest checkpoints are of steps [3, 0]" in (tmp_path / f"refused-{rank}.txt").read_text()
+
+
+@pytest.mark.slow
 def test_a_loss_that_one_rank_sees_spoilt_ends_that_member_on_all(by_one: dict[int, Any], tmp_path: Path) -> None:
     ended = train(tmp_path, 2, spoilt=True)
     others = torch.load(tmp_path / "ended-1.pt", weights_only=True)

@@ -62,6 +62,7 @@ class OneRankKeeps:
     """A session whose checkpoints rank 0 keeps in a store that all ranks read."""
 
     def __init__(self, folder: Path, rank: int) -> None:
+        self.is_blind = False
         self.kept, self.rank = Store(str(folder)).checkpoints("training-000000000000"), rank
 
     @property
@@ -69,7 +70,7 @@ class OneRankKeeps:
         return self
 
     def latest(self) -> tuple[int, Path] | None:
-        return self.kept.latest()
+        return None if self.is_blind else self.kept.latest()
 
     def save(self, step: int, files: Path) -> None:
         if self.rank == 0:
@@ -120,13 +121,23 @@ def members(folder: Path, rank: int, precision: str) -> list[Member]:
 
 
 def train(
-    folder: Path, rank: int, world: int, *, precision: str = "fp32", at: int | None = None, spoilt: bool = False
+    folder: Path,
+    rank: int,
+    world: int,
+    *,
+    precision: str = "fp32",
+    at: int | None = None,
+    spoilt: bool = False,
+    blind: bool = False,
 ) -> None:
     feed: Any = Batches(FEED, find("fashion-mnist-small"), rank, world)
     made = members(folder, rank, precision)
     if spoilt and rank == world - 1:
         student: nn.Module = made[1].engine.objective.trainable
         student.register_forward_hook(lambda module, args, output: output * float("nan"))
+    for member in made:
+        assert isinstance(member.session, OneRankKeeps)
+        member.session.is_blind = blind and rank == world - 1
     placement = TrainPlacement(checkpoint_every_s=0, log_every_steps=1, micro_batch=8)
     ended = {}
     try:
@@ -135,6 +146,9 @@ def train(
             ended[end.place] = {"weights": weights, "history": end.history, "error": str(end.error)}
     except Killed:
         assert at is not None
+    except RuntimeError as error:
+        assert blind
+        (folder / f"refused-{rank}.txt").write_text(str(error))
     torch.save(ended, folder / f"ended-{rank}.pt")
 
 
