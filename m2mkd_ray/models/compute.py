@@ -25,6 +25,10 @@ BACKWARD = 2
 """A backward pass through weights and activations costs two forward passes; through activations alone, one."""
 
 
+Module = Literal["student", "teacher"]
+"""Whose module is trained."""
+
+
 @dataclass(frozen=True)
 class PairCost:
     """MAC of one image through one pair, a training step of its student module."""
@@ -69,9 +73,7 @@ def pair_cost(blueprint: Blueprint, pair: ModulePair, *, with_teacher: bool = Tr
     )
 
 
-def pair_flops(
-    blueprint: Blueprint, index: int, *, module: Literal["student", "teacher"] = "student", with_teacher: bool = True
-) -> float:
+def pair_flops(blueprint: Blueprint, index: int, *, module: Module = "student", with_teacher: bool = True) -> float:
     """Floating-point operations (two a MAC) of a training step, per image, of the module at a place.
 
     `teacher` is the teacher's own module, trained with labels alone (Deep Incubation). Without the teacher's part for
@@ -96,20 +98,40 @@ def hybrid_flops(blueprint: Blueprint, index: int) -> float:
     return 2 * (cost.before + cost.teacher)
 
 
-def step_flops(blueprint: Blueprint, pair: ModulePair, *, with_teacher: bool = True) -> float:
-    """Floating-point operations of one image through one pair's training step, as it is carried out.
+def step_cost(blueprint: Blueprint, pair: ModulePair, *, module: Module = "student") -> PairCost:
+    """MAC of one image through one pair's training step, as it is carried out.
 
-    Two a MAC; the block before each head is computed for the class token alone (`m2mkd_ray.models.class_token`).
+    The block before each head is computed for the class token alone (`m2mkd_ray.models.class_token`). The step of the
+    teacher's own `module` has no teacher.
     """
-    spared_of_meta = vit_block_macs(blueprint.teacher) - _class_token_macs(_one_block(blueprint.teacher), 0)
-    if pair.index < blueprint.num_modules - 1:
-        spared = spared_of_meta * ((1 if with_teacher else 0) + 2)
-    else:
-        student = _student(blueprint)
-        last = len(student.blocks) - 1
-        spared_of_student = _block_macs(student, last) - _class_token_macs(student, last)
-        spared = spared_of_meta * (1 if with_teacher else 0) + spared_of_student * (1 + BACKWARD)
-    return 2 * (pair_cost(blueprint, pair, with_teacher=with_teacher).total - spared)
+    block, short = vit_block_macs(blueprint.teacher), _class_token_macs(_one_block(blueprint.teacher), 0)
+    num_after, is_last = blueprint.num_modules - 1 - pair.index, pair.index == blueprint.num_modules - 1
+    after = 0.0 if is_last else block * (num_after - 1) + short
+    teacher_module = block * (pair.teacher_blocks[1] - pair.teacher_blocks[0]) - (block - short if is_last else 0.0)
+    own = _short_student_macs(blueprint, pair, is_last=is_last) if module == "student" else teacher_module
+    return PairCost(
+        before=block * pair.index,
+        teacher=teacher_module + after if module == "student" else 0.0,
+        student=own * (1 + BACKWARD),
+        after=after * 2,
+    )
+
+
+def step_flops(
+    blueprint: Blueprint, pair: ModulePair, *, module: Module = "student", with_teacher: bool = True
+) -> float:
+    """Floating-point operations of `step_cost`, two a MAC; without those of the teacher where it is not run."""
+    cost = step_cost(blueprint, pair, module=module)
+    return 2 * (cost.total - (0.0 if with_teacher else cost.teacher))
+
+
+def _short_student_macs(blueprint: Blueprint, pair: ModulePair, *, is_last: bool) -> float:
+    first, last = pair.student_blocks
+    macs = sum(_student_blocks(blueprint)[first:last])
+    if not is_last:
+        return macs
+    student = _student(blueprint)
+    return macs - _block_macs(student, last - 1) + _class_token_macs(student, last - 1)
 
 
 def module_stage_factor(blueprint: Blueprint, *, with_teacher: bool = True) -> float:

@@ -22,7 +22,7 @@ from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.models import create_vit, drop_path_rates, family, set_drop_path, splice, split
 from m2mkd_ray.models.class_token import class_token_alone
-from m2mkd_ray.models.compute import pair_flops, step_flops
+from m2mkd_ray.models.compute import step_cost, vit_block_macs
 from m2mkd_ray.stages.group import Group, tell_errors
 from m2mkd_ray.stages.parts import (
     Trainee,
@@ -39,6 +39,7 @@ from m2mkd_ray.training import (
     ModuleDistillation,
     Prefix,
     Reduction,
+    StepFlops,
     TeacherHybrid,
     TrainPlacement,
     seeded,
@@ -142,15 +143,15 @@ def trainee(config: IncubateConfig, context: StageContext, frozen: Frozen, rank:
         context=context,
         validated=splice(frozen.meta, index, student),
         teacher_logits=cached,
-        flops_per_image=_flops(config, with_teacher=has_teacher and cached is None),
+        flops_per_image=_flops(config),
     )
 
 
-def _flops(config: IncubateConfig, *, with_teacher: bool) -> float:
-    """Of a step, per image."""
-    if config.module == "teacher":
-        return pair_flops(config.blueprint, config.index, module="teacher")
-    return step_flops(config.blueprint, config.blueprint.pairs[config.index], with_teacher=with_teacher)
+def _flops(config: IncubateConfig) -> StepFlops:
+    """Of a step, per image; the teacher's count only where it is run."""
+    cost = step_cost(config.blueprint, config.blueprint.pairs[config.index], module=config.module)
+    of_meta_module = vit_block_macs(config.blueprint.teacher)
+    return StepFlops(own=2 * (cost.student + cost.after), prefix=2 * of_meta_module, teacher=2 * cost.teacher)
 
 
 def cached_logits(config: IncubateConfig, context: StageContext, rank: int, world: int) -> Logits | None:

@@ -25,7 +25,7 @@ from m2mkd_ray.evaluation.exported import WEIGHTS as WEIGHTS
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.models import create_vit, family, num_parameters, split
 from m2mkd_ray.training import Member as Learner
-from m2mkd_ray.training import Point, TorchEngine, TrainConfig, TrainPlacement, fit_together, seeded
+from m2mkd_ray.training import Point, StepFlops, TorchEngine, TrainConfig, TrainPlacement, fit_together, seeded
 from m2mkd_ray.training.objective import Objective
 from m2mkd_ray.training.saving import Saver
 from m2mkd_ray.training.seams import Session
@@ -124,7 +124,7 @@ class Trainee:
     context: StageContext
     validated: nn.Module
     """The model whose top-1 is followed: the whole one, or the hybrid."""
-    flops_per_image: float | None = None
+    flops_per_image: StepFlops | None = None
     """Floating-point operations of a training step, for what is counted; None: not known."""
     teacher_logits: Callable[[int], Tensor | None] | None = None
     """The teacher's logits (B, K) of a step's batch, if they are at hand."""

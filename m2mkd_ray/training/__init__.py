@@ -1,5 +1,6 @@
 """One training loop: objectives say what is learnt, engines how a step is taken."""
 
+from m2mkd_ray.training.counters import StepFlops
 from m2mkd_ray.training.course import Member
 from m2mkd_ray.training.engine import DeepSpeedConfig, DeepSpeedEngine, Engine, TrainPlacement
 from m2mkd_ray.training.fit import Ended, fit, fit_together
@@ -25,6 +26,7 @@ __all__ = [
     "Precision",
     "Prefix",
     "Reduction",
+    "StepFlops",
     "TeacherHybrid",
     "TorchEngine",
     "TrainConfig",

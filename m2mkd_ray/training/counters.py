@@ -10,17 +10,24 @@ In a point of the history, since the point before:
     teacher_s      seconds in the teacher's hybrid (likewise)
     student_s      seconds in what learns, forward and backward, and in moving its weights
     suffix_s       seconds in the meta modules after it and the loss, forward and backward
-    teacher_calls  images that went through the teacher's hybrid; prefix_calls: through a meta module before
+    teacher_calls  images that went through the teacher's hybrid; prefix_calls: through a meta module before, for each
+                   such module. Of what several members needed, each has an equal share
     cache_hits     images whose teacher logits were given
-    decodes        images that this process decoded; own_batches: shared batches that it made itself
-    flops          floating-point operations of the training, where they are known; mfu: the share of the device's peak
-    peak_memory_gb the most memory that was in use since the process began, in 10^9 bytes
+    decodes        images that this process decoded; own_batches: shared batches that it made itself. Of each step, an
+                   equal share of every member that took it
+    flops          floating-point operations where they are known (`StepFlops`), of all ranks: the member's own, and
+                   those of its shares above; mfu: by the peak of the devices in train_s, so that the mfu of members
+                   that train together add up to the device's
+    peak_memory_gb the most memory in use, in 10^9 bytes: on a GPU, since the training began; else the process's, ever
+
+Seconds and counts are those of the first rank, but for flops.
 """
 
 import resource
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +39,7 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
     # NVIDIA's data sheets, dense, in FLOP/s: bf16 on tensor cores, fp32 without them (H200 has H100's chip)
     "NVIDIA H200": {"bf16": 989e12, "fp32": 67e12},
     "NVIDIA H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
+    "NVIDIA H100 NVL": {"bf16": 835e12, "fp32": 60e12},
     "NVIDIA H100": {"bf16": 989e12, "fp32": 67e12},
     "NVIDIA A100": {"bf16": 312e12, "fp32": 19.5e12},
     "NVIDIA L40S": {"bf16": 362e12, "fp32": 91.6e12},
@@ -42,11 +50,13 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """FLOP/s that a device can do at most; None for one that is not in the table.
+    """FLOP/s that a device can do at most; None for one that is not in the table, or for a part of one (MIG).
 
     `precision` is a `TrainConfig`'s: both kinds of bf16 have the same peak.
     """
     words = device_name.replace("-", " ").split()
+    if "MIG" in words:
+        return None
     fits = [name for name in PEAK_FLOPS if words[: len(name.split())] == name.split()]
     return PEAK_FLOPS[max(fits, key=len)]["fp32" if precision == "fp32" else "bf16"] if fits else None
 
@@ -59,10 +69,10 @@ class Stopwatch:
 
     def __init__(self, *, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._laps: list[tuple[Part, torch.cuda.Event, torch.cuda.Event]] = []
         self._since: Any = None
-        self.counts: Counter[str] = Counter()
+        self.counts: defaultdict[str, float] = defaultdict(float)
 
     def start(self) -> None:
         """Begin a lap."""
@@ -77,14 +87,14 @@ class Stopwatch:
             self._seconds[part] += now - self._since
         self._since = now
 
-    def take(self) -> tuple[Counter[str], Counter[str]]:
+    def take(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Seconds by part, and counts, since this was called last. Waits for the GPU."""
         if self._laps:
             self._laps[-1][2].synchronize()
             for part, began, ended in self._laps:
                 self._seconds[part] += began.elapsed_time(ended) / 1000
         taken = self._seconds, self.counts
-        self._seconds, self.counts, self._laps = Counter(), Counter(), []
+        self._seconds, self.counts, self._laps = defaultdict(float), defaultdict(float), []
         return taken
 
     def _now(self) -> Any:
@@ -113,27 +123,39 @@ class Meter:
         self.since += seconds
 
 
-def cost_of_flops(
-    flops_per_image: float | None,
-    images: int,
-    images_per_s: float,
-    device: torch.device,
-    precision: str,
-    world: int,
-) -> dict[str, float]:
-    """`flops` of so many images, and `mfu` where the device's peak is known, of `world` devices of a kind."""
-    if flops_per_image is None:
-        return {}
+@dataclass(frozen=True)
+class StepFlops:
+    """Floating-point operations of an image in a training step, by who needs them."""
+
+    own: float
+    """The module that learns and what is after it, forward and backward."""
+    prefix: float = 0.0
+    """One meta module before it."""
+    teacher: float = 0.0
+    """The teacher's hybrid without what is before the pair."""
+
+    def of(self, images: int, counts: Mapping[str, float], world: int) -> float:
+        """Of a member that took so many images of the global batch; the counts are one rank's."""
+        shared = self.prefix * counts.get("prefix_calls", 0.0) + self.teacher * counts.get("teacher_calls", 0.0)
+        return self.own * images + shared * world
+
+
+def cost_of_flops(flops: float, seconds: float, device: torch.device, precision: str, world: int) -> dict[str, float]:
+    """`flops`, and `mfu` of so many seconds where the device's peak is known, of `world` devices of a kind."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, precision)
-    return {"flops": flops_per_image * images} | (
-        {} if peak is None else {"mfu": flops_per_image * images_per_s / (peak * world)}
-    )
+    return {"flops": flops} | ({} if peak is None else {"mfu": flops / (seconds * peak * world)})
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory in use since the process began, in 10^9 bytes: the GPU's, or the process's own."""
+    """The most memory in use, in 10^9 bytes: the GPU's since `forget_peak_memory`, or the process's own, ever."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to watch a GPU's memory anew; a process's own peak cannot be forgotten."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

@@ -3,6 +3,7 @@
 import logging
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from m2mkd_ray.errors import TrainingError
-from m2mkd_ray.training.counters import Meter, cost_of_flops, peak_memory_gb
+from m2mkd_ray.training.counters import Meter, StepFlops, cost_of_flops, peak_memory_gb
 from m2mkd_ray.training.engine import Engine, TrainPlacement
 from m2mkd_ray.training.optim import TrainConfig, learning_rate
 from m2mkd_ray.training.saving import Saver
@@ -35,8 +36,8 @@ class Member:
     """Measured every `validate_every_epochs`, at step 0 and at the end; on rank 0 alone."""
     teacher_logits: Callable[[int], Tensor | None] | None = None
     """The teacher's logits (B, K), on the CPU, for this rank's batch of a step; None computes them."""
-    flops_per_image: float | None = None
-    """Of a training step, for the counters `flops` and `mfu`."""
+    flops_per_image: StepFlops | None = None
+    """Of a training step, for the counters `flops` and `mfu`; None: not known."""
 
 
 class Course:
@@ -52,7 +53,8 @@ class Course:
         self.saver = Saver(member.session.checkpoints, beside=self.engine.world == 1 and self.engine.copies)
         self.saved_at, self.first_step_at, self.meter = time.monotonic(), 0.0, Meter()
         self._logits: Sequence[Tensor | None] = ()
-        self._counted = self._shared_counts()
+        self.counts: defaultdict[str, float] = defaultdict(float)
+        """Its share of what the feed counted since the last point."""
 
     @contextmanager
     def own(self) -> Iterator[None]:
@@ -120,13 +122,28 @@ class Course:
         Its randomness follows from its place in the global batch, so part p of rank r is part r + w * p of one rank.
         """
         if part == 0 and self.member.teacher_logits is not None:
-            logits = self.member.teacher_logits(self.step)
-            self._logits = (
-                () if logits is None else logits.to(images.device, non_blocking=True).tensor_split(num_parts)
-            )
+            self._logits = self._read(self.member.teacher_logits, images.device, num_parts)
         torch.manual_seed(derive(self.member.seed, "step", self.step, self.engine.rank + self.engine.world * part))
         logits_of_part = self._logits[part] if self._logits else None
         self.engine.accumulate(images, targets, logits_of_part, weight=weight, is_last=part == num_parts - 1)
+
+    def _read(
+        self, teacher_logits: Callable[[int], Tensor | None], device: torch.device, num_parts: int
+    ) -> Sequence[Tensor]:
+        """The step's logits by micro-batches, if they are at hand; a wait for data. From memory that is not pinned
+        the copy to a GPU would wait for it."""
+        asked = time.perf_counter()
+        logits = teacher_logits(self.step)
+        if logits is not None and device.type == "cuda":
+            logits = logits.pin_memory().to(device, non_blocking=True)
+        self.meter.data_s += time.perf_counter() - asked
+        return () if logits is None else logits.to(device).tensor_split(num_parts)
+
+    def forget(self) -> None:
+        """After a step's last micro-batch: let go of what was computed and read for it."""
+        self._logits = ()
+        for part in self.engine.objective.frozen:
+            part.forget()
 
     def update(self, num_images: int) -> None:
         """Move the weights after this rank's `num_images`; log the step, if that is due.
@@ -187,32 +204,24 @@ class Course:
         patience = self.config.patience
         return patience is not None and len(seen) > patience and max(seen[-patience:]) <= max(seen[:-patience])
 
-    def _shared_counts(self) -> Mapping[str, float]:
-        """What has been counted by those that count for all: frozen modules, and the feed."""
-        counts = {f"{name}_calls": float(n) for part in self.engine.objective.frozen for name, n in part.calls.items()}
-        return counts | {name: float(count) for name, count in getattr(self.feed, "counts", {}).items()}
-
     def _counters(self) -> Point:
-        counted = self._shared_counts()
         seconds, counts = self.engine.objective.stopwatch.take()
         rates = self.meter.rates()
-        fresh = {name: number - self._counted.get(name, 0.0) for name, number in counted.items()}
-        self._counted = counted
+        of_feed, self.counts = self.counts, defaultdict(float)
         return {
             **rates,
             **{f"{part}_s": value for part, value in seconds.items()},
-            **fresh,
-            **{name: float(number) for name, number in counts.items()},
-            **cost_of_flops(
-                self.member.flops_per_image,
-                self.meter.images,
-                rates["images_per_s"],
-                self.engine.device,
-                self.config.precision,
-                self.engine.world,
-            ),
+            **of_feed,
+            **counts,
+            **self._flops(counts, rates["train_s"]),
             "peak_memory_gb": peak_memory_gb(self.engine.device),
         }
+
+    def _flops(self, counts: Mapping[str, float], seconds: float) -> Point:
+        if self.member.flops_per_image is None:
+            return {}
+        flops = self.member.flops_per_image.of(self.meter.images, counts, self.engine.world)
+        return cost_of_flops(flops, seconds, self.engine.device, self.config.precision, self.engine.world)
 
     def _require_finite(self, values: Mapping[str, float]) -> None:
         if all(torch.isfinite(torch.tensor(value)) for value in values.values()):

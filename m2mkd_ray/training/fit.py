@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m2mkd_ray.training.counters import Meter
+from m2mkd_ray.training.counters import Meter, StepFlops, forget_peak_memory
 from m2mkd_ray.training.course import Course, Member
 from m2mkd_ray.training.engine import Engine, TrainPlacement, micro_batches
 from m2mkd_ray.training.optim import TrainConfig
@@ -45,7 +45,7 @@ def fit(
     seed: int,
     validate: Callable[[], Mapping[str, float]] | None = None,
     teacher_logits: Callable[[int], Tensor | None] | None = None,
-    flops_per_image: float | None = None,
+    flops_per_image: StepFlops | None = None,
 ) -> list[Point]:
     """Train one model to the end, from the newest checkpoint if there is one; returns the history.
 
@@ -85,6 +85,8 @@ def _together(feed: Feed, courses: list[Course], placement: TrainPlacement) -> I
             course.resume()
     for course in courses:
         course.meter = Meter()
+        forget_peak_memory(course.engine.device)
+    shares = _FeedShares(feed)
     living = courses
     while living:
         start, stop = min(course.step for course in living), max(course.total for course in living)
@@ -102,16 +104,37 @@ def _together(feed: Feed, courses: list[Course], placement: TrainPlacement) -> I
             if not active:
                 break  # all have ended, or the others are further on
             with _untimed([course for course in living if course not in active]):
-                _take_step(batches, active, placement)
+                _take_step(batches, active, placement, shares)
             with _untimed(living):
                 for course in _unhurt(active):
                     with course.own():
                         course.keep()
 
 
-def _take_step(batches: Iterator[tuple[Tensor, Tensor]], courses: list[Course], placement: TrainPlacement) -> None:
+class _FeedShares:
+    """Shares out what a feed counts among the members that take a step."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+        self.counted = self._now()
+
+    def give(self, courses: Sequence[Course]) -> None:
+        """An equal share to each of what was counted since the last time."""
+        before, self.counted = self.counted, self._now()
+        for name, number in self.counted.items():
+            for course in courses:
+                course.counts[name] += (number - before.get(name, 0.0)) / len(courses)
+
+    def _now(self) -> dict[str, float]:
+        return {name: float(number) for name, number in getattr(self.feed, "counts", {}).items()}
+
+
+def _take_step(
+    batches: Iterator[tuple[Tensor, Tensor]], courses: list[Course], placement: TrainPlacement, shares: _FeedShares
+) -> None:
     asked = time.perf_counter()
     images, targets = next(batches)
+    shares.give(courses)
     for course in courses:
         course.meter.data_s += time.perf_counter() - asked
         with course.own():
@@ -123,6 +146,8 @@ def _take_step(batches: Iterator[tuple[Tensor, Tensor]], courses: list[Course], 
                 with course.own():
                     weight = len(part_images) / len(images)
                     course.accumulate(part_images, part_targets, index, len(parts), weight=weight)
+        for course in courses:
+            course.forget()
         for course in _unhurt(courses):
             with course.own():
                 course.update(len(images))

@@ -188,7 +188,7 @@ class ModuleDistillation(nn.Module):
         """
         watch = self.stopwatch
         watch.start()
-        tokens = self.prefix(images, self.index)
+        tokens = self.prefix(images, self.index, watch)
         watch.lap("prefix")
         if self.teacher is None and not self.needs_logits:
             teacher_logits = None
@@ -197,7 +197,7 @@ class ModuleDistillation(nn.Module):
         elif self.teacher is None:
             raise ValueError("The teacher's logits were to be given with every batch, but this one came without.")
         else:
-            teacher_logits = self.teacher(images)
+            teacher_logits = self.teacher(images, watch)
         watch.lap("teacher")
         output = self.student(tokens)
         watch.lap("student")

@@ -12,6 +12,7 @@ from m2mkd_ray.models.compute import (
     module_stage_factor,
     pair_cost,
     pair_flops,
+    step_cost,
     step_flops,
     student_macs,
     vit_block_macs,
@@ -113,6 +114,22 @@ def test_a_step_costs_its_pair_less_what_class_tokens_spare(vmoe_base: Blueprint
         suffix = (2 - index) * block + first
         expected = index * block + (6 * block + suffix) + 3 * 3 * student + 2 * suffix
     assert step_flops(vmoe_base, vmoe_base.pairs[index]) == pytest.approx(2 * expected)
+
+
+def test_a_step_of_the_teachers_own_module_costs_its_blocks_with_the_last_one_short(vmoe_base: Blueprint) -> None:
+    block = 197 * 12 * 1024**2 + 2 * 197**2 * 1024
+    short = 197 * 2 * 1024**2 + 10 * 1024**2 + 2 * 197 * 1024
+    expected = {1: block + 3 * 6 * block + 2 * (block + short), 3: 3 * block + 3 * (5 * block + short)}
+    for index, macs in expected.items():
+        for with_teacher in (True, False):
+            found = step_flops(vmoe_base, vmoe_base.pairs[index], module="teacher", with_teacher=with_teacher)
+            assert found == pytest.approx(2 * macs)
+
+
+def test_without_a_teacher_a_step_is_cheaper_by_its_pass(vmoe_base: Blueprint) -> None:
+    for pair in vmoe_base.pairs:
+        spared = step_flops(vmoe_base, pair) - step_flops(vmoe_base, pair, with_teacher=False)
+        assert spared == pytest.approx(2 * step_cost(vmoe_base, pair).teacher)
 
 
 def test_a_short_block_costs_what_torch_counts() -> None:

@@ -290,10 +290,69 @@ def test_what_is_frozen_is_computed_once_for_all(together: Callable[..., Ends]) 
     cohort = together(named(wishes, "members"))
     assert cohort.frozen.prefix.calls["prefix"] == 6 * 16 * 2
     assert [hybrid.calls["teacher"] for hybrid in cohort.frozen.hybrids] == [6 * 16] * 3
-    history = cohort.ended[1].history
+
+
+def test_members_have_equal_shares_of_what_they_needed(together: Callable[..., Ends]) -> None:
+    """The first meta module is needed by four, the second by three, the last place's teacher by two of these."""
+    wishes = [Wish(0, seed=0), Wish(2, seed=1), Wish(2, seed=2), Wish(1, seed=3), Wish(2, seed=4, loss={"alpha": 0.0})]
+    cohort = together(named(wishes, "members"))
+    images = 6 * 16
+    deep = images / 4 + images / 3
+    assert [summed(cohort, place, "prefix_calls") for place in range(5)] == pytest.approx(
+        [0, deep, deep, images / 4, deep]
+    )
+    assert [summed(cohort, place, "teacher_calls") for place in range(5)] == [
+        images,
+        images / 2,
+        images / 2,
+        images,
+        0,
+    ]
+
+
+def test_members_have_equal_shares_of_what_the_feed_counts(together: Callable[..., Ends], feed: Batches) -> None:
+    """Of 16 images a step: three members for three steps, then two for three more, then one."""
+    short, usual, longer = (CONFIG.model_copy(update={"epochs": epochs}) for epochs in (0.5, 1.0, 2.0))
+    wishes = named([Wish(0, config=short), Wish(1, config=usual), Wish(2, config=longer)], "members")
+    cohort = together(wishes, EVERY_STEP, source=Counting(feed))
+    shares = [3 * 16 / 3, 3 * 16 / 3 + 3 * 16 / 2, 3 * 16 / 3 + 3 * 16 / 2 + 6 * 16]
+    assert [summed(cohort, place, "images_made") for place in range(3)] == pytest.approx(shares)
+
+
+class Counting:
+    """A feed that says how many images it made."""
+
+    def __init__(self, feed: Batches) -> None:
+        self.feed, self.steps_per_epoch, self.counts = feed, feed.steps_per_epoch, {"images_made": 0}
+
+    def loader(self, start: int, stop: int, **settings: Any) -> Any:
+        for batch in self.feed.loader(start, stop, **settings):
+            self.counts["images_made"] += len(batch.images)
+            yield batch
+
+
+def summed(ends: Ends, place: int, counter: str) -> float:
+    history = ends.ended[place].history
     assert history is not None
-    assert sum(point.get("teacher_calls", 0) for point in history) == 6 * 16
-    assert sum(point.get("prefix_calls", 0) for point in history) == 12 * 16
+    return sum(point.get(counter, 0.0) for point in history)
+
+
+def test_nothing_is_kept_of_what_is_frozen_when_a_member_is_validated(together: Callable[..., Ends]) -> None:
+    """The tokens of the last images would be held through optimizer, snapshot and validation."""
+    seen = []
+
+    def watch(objective: ModuleDistillation) -> None:
+        objective.student.register_forward_hook(
+            lambda module, args, output: None if module.training else seen.append(held(objective))
+        )
+
+    together(named([Wish(1, spoil=watch), WISHES[0]], "members"))
+    assert seen
+    assert not any(seen)
+
+
+def held(objective: ModuleDistillation) -> int:
+    return sum(len(part._memo.results) for part in objective.frozen)
 
 
 def test_patience_ends_a_member_whose_top1_no_longer_rises(together: Callable[..., Ends], feed: Batches) -> None:
