@@ -22,8 +22,8 @@ from m2mkd_ray.data.lanes import balanced
 from m2mkd_ray.errors import DataError, M2mkdError
 from m2mkd_ray.evaluation import class_columns, find_suite
 from m2mkd_ray.execution import Stage
-from m2mkd_ray.execution.devices import type_name
 from m2mkd_ray.execution.feasibility import Node, misfits
+from m2mkd_ray.execution.planning.devices import type_name
 from m2mkd_ray.models import create_vit, family, split
 from m2mkd_ray.models.moe import Experts
 from m2mkd_ray.recipe import Phase, Recipe

@@ -99,8 +99,8 @@ def nodes_of_file(file: Path) -> "list[Node]":
 
 
 def _node(kind: NodeType, number: int) -> "Node":
-    from m2mkd_ray.execution.devices import ACCELERATOR
     from m2mkd_ray.execution.feasibility import Node
+    from m2mkd_ray.execution.planning.devices import ACCELERATOR
 
     memory = kind.memory_gb * 1e9 if kind.memory_gb is not None else float("inf")
     resources = {"CPU": kind.cpus, "GPU": float(kind.gpus), "memory": memory}
@@ -114,7 +114,7 @@ def _node(kind: NodeType, number: int) -> "Node":
 
 def _of_ray(file: Path, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Entries of `nodes` from a Ray cluster's YAML: one head, and of each other type its `max_workers`."""
-    from m2mkd_ray.execution.devices import ACCELERATOR
+    from m2mkd_ray.execution.planning.devices import ACCELERATOR
 
     types = content["available_node_types"]
     if not isinstance(types, dict):

@@ -8,12 +8,12 @@ from m2mkd_ray.commands.placing import placer, profiles, works_of
 from m2mkd_ray.commands.seats import seat_problems
 from m2mkd_ray.errors import LockedError, PlanError, UsageError
 from m2mkd_ray.execution import Launcher, Stage, Store, execute
-from m2mkd_ray.execution.devices import device_type
 from m2mkd_ray.execution.feasibility import Node, lack
-from m2mkd_ray.execution.fleet import node_id
 from m2mkd_ray.execution.given import AsGiven
 from m2mkd_ray.execution.placement import Placer, Seat, View
-from m2mkd_ray.execution.planner import Planner
+from m2mkd_ray.execution.planning.devices import device_type
+from m2mkd_ray.execution.planning.fleet import node_id
+from m2mkd_ray.execution.planning.planner import Planner
 from m2mkd_ray.stages.incubate import IncubateConfig
 from m2mkd_ray.stages.profile import ProfileConfig
 

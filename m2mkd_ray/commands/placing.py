@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from m2mkd_ray.execution import Stage, Store
     from m2mkd_ray.execution.feasibility import Node
     from m2mkd_ray.execution.placement import Placer
-    from m2mkd_ray.execution.planner import ByHand
-    from m2mkd_ray.execution.works import Work
+    from m2mkd_ray.execution.planning.planner import ByHand
+    from m2mkd_ray.execution.planning.works import Work
     from m2mkd_ray.recipe import Recipe
     from m2mkd_ray.stages.incubate import IncubateConfig
     from m2mkd_ray.stages.profile import Profile
@@ -66,7 +66,7 @@ def placer(
         UsageError: there is no such policy, or the file does not fit the plan; lists all problems.
     """
     from m2mkd_ray.execution.given import AsGiven
-    from m2mkd_ray.execution.planner import Planner
+    from m2mkd_ray.execution.planning.planner import Planner
 
     if Path(name).suffix in (".yaml", ".yml"):
         return Planner(works, grows=grows, by_hand=read_seats(Path(name), stages, nodes))
@@ -84,7 +84,7 @@ def read_seats(file: Path, stages: "Sequence[Stage]", nodes: "Sequence[Node]" = 
     Raises:
         UsageError: the file is missing or no YAML, or does not fit; lists all problems.
     """
-    from m2mkd_ray.execution.planner import ByHand
+    from m2mkd_ray.execution.planning.planner import ByHand
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def _misfits(seats: Mapping[str, SeatByHand], stages: "Mapping[str, Stage]", nod
 
 
 def _misfits_of(name: str, seat: SeatByHand, stage: "Stage", nodes: "Sequence[Node]") -> list[str]:
-    from m2mkd_ray.execution.devices import device_type, same_type
+    from m2mkd_ray.execution.planning.devices import device_type, same_type
 
     problems = []
     allowed = sorted({1, *stage.spread})
@@ -178,7 +178,7 @@ def works_of(
 def types_for(stage: "Stage", nodes: "Sequence[Node]") -> list[str]:
     """Types of the devices that a stage that trains a module may be on, each once; not by name alone: those that have
     the cores for it."""
-    from m2mkd_ray.execution.fleet import devices_for, on_each
+    from m2mkd_ray.execution.planning.fleet import devices_for, on_each
 
     return list(dict.fromkeys(device.type for device in devices_for(on_each(stage), nodes, [])))
 
@@ -238,8 +238,8 @@ def _read_profile(stage: "Stage", store: "Store | None") -> "Profile | None":
 
 
 def _work(stage: "Stage", recipe: "Recipe", profiles: "Mapping[str, Profile | None]") -> "Work":
-    from m2mkd_ray.execution.planner import expected_s
-    from m2mkd_ray.execution.works import Work
+    from m2mkd_ray.execution.planning.planner import expected_s
+    from m2mkd_ray.execution.planning.works import Work
     from m2mkd_ray.models.compute import pair_flops, prefix_flops
     from m2mkd_ray.training import TrainPlacement
 

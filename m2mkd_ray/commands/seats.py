@@ -14,8 +14,8 @@ from m2mkd_ray.errors import PlanError, UsageError
 if TYPE_CHECKING:
     from m2mkd_ray.execution import Stage, Store
     from m2mkd_ray.execution.feasibility import Node
-    from m2mkd_ray.execution.forecast import Visit
-    from m2mkd_ray.execution.works import Device, Work
+    from m2mkd_ray.execution.planning.forecast import Visit
+    from m2mkd_ray.execution.planning.works import Device, Work
     from m2mkd_ray.recipe import Recipe
 
 
@@ -71,12 +71,12 @@ def expect(
         UsageError: there is no such placement, or nothing to place.
         PlanError: stages that no node can take, with the resource that each lacks.
     """
-    from m2mkd_ray.execution.devices import device_type
-    from m2mkd_ray.execution.fleet import held_by
-    from m2mkd_ray.execution.forecast import forecast
     from m2mkd_ray.execution.placement import View
-    from m2mkd_ray.execution.planner import Planner
-    from m2mkd_ray.execution.schedule import SPOT_LOSS
+    from m2mkd_ray.execution.planning.devices import device_type
+    from m2mkd_ray.execution.planning.fleet import held_by
+    from m2mkd_ray.execution.planning.forecast import forecast
+    from m2mkd_ray.execution.planning.planner import Planner
+    from m2mkd_ray.execution.planning.schedule import SPOT_LOSS
 
     works = works_of(stages, recipe, nodes, store)
     todo = [stage for stage in stages if stage.address in works and not _is_complete(stage, store)]
@@ -90,7 +90,7 @@ def expect(
     view = View(nodes)
 
     def duration(seat: Any, node: "Node") -> float:
-        from m2mkd_ray.execution.devices import is_spot
+        from m2mkd_ray.execution.planning.devices import is_spot
 
         seconds = costs.expected_s(seat, device_type(node, held_by(seat)[-1]), view)
         return seconds * (1 + SPOT_LOSS) if is_spot(node) else seconds
@@ -121,8 +121,8 @@ def seat_problems(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "Ma
         nodes: all that there are or may come.
         works: costs and forms by address, of the planner that places (`Planner.works`).
     """
-    from m2mkd_ray.execution.bounds import lacking
     from m2mkd_ray.execution.feasibility import misfits
+    from m2mkd_ray.execution.planning.bounds import lacking
 
     if problems := misfits(stages, nodes):
         return problems
@@ -137,7 +137,7 @@ def seat_problems(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "Ma
 
 
 def _devices(stage: "Stage", nodes: "Sequence[Node]") -> "list[Device]":
-    from m2mkd_ray.execution.fleet import devices_for
+    from m2mkd_ray.execution.planning.fleet import devices_for
 
     gpus = 1.0 if stage.resources.gpus else 0.0
     return devices_for(stage.resources.model_copy(update={"gpus": gpus}), nodes, [])
@@ -148,8 +148,8 @@ def _bound(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "dict[str,
 
     Bounds are taken of the stages of each request apart, as if each had all nodes for itself.
     """
-    from m2mkd_ray.execution.bounds import fastest_s, lower_bound
-    from m2mkd_ray.execution.forecast import ancestors
+    from m2mkd_ray.execution.planning.bounds import fastest_s, lower_bound
+    from m2mkd_ray.execution.planning.forecast import ancestors
 
     known = {stage.address: stage for stage in stages}
 
@@ -196,8 +196,8 @@ def _summed(
 
 
 def _rows(visit: "Visit") -> list[SeatRow]:
-    from m2mkd_ray.execution.devices import device_type
-    from m2mkd_ray.execution.fleet import held_by
+    from m2mkd_ray.execution.planning.devices import device_type
+    from m2mkd_ray.execution.planning.fleet import held_by
 
     names = [stage.name for stage in visit.seat.stages]
     rows = []
@@ -248,7 +248,7 @@ def draw(visits: "Sequence[Visit]", nodes: "Sequence[Node]", expected: Expected,
     Raises:
         UsageError: the file cannot be written.
     """
-    from m2mkd_ray.execution.devices import device_type
+    from m2mkd_ray.execution.planning.devices import device_type
     from m2mkd_ray.execution.stage import Resources
     from m2mkd_ray.reporting.plots.placement import Bar, Lane, placement_png
 

@@ -25,7 +25,7 @@ from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data import Augmentation, Batches, FeedConfig, find
 from m2mkd_ray.errors import TrainingError
 from m2mkd_ray.execution.context import StageContext
-from m2mkd_ray.execution.devices import known_type, same_type
+from m2mkd_ray.execution.planning.devices import known_type, same_type
 from m2mkd_ray.execution.reports import is_out_of_memory
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, family, split

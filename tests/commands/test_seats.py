@@ -14,8 +14,8 @@ from m2mkd_ray.commands.session import chosen, planned
 from m2mkd_ray.execution import LocalLauncher, Store
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.locks import Locks
-from m2mkd_ray.execution.planner import ByHand, Planner
-from m2mkd_ray.execution.works import ANY, Work
+from m2mkd_ray.execution.planning.planner import ByHand, Planner
+from m2mkd_ray.execution.planning.works import ANY, Work
 
 NODES = """
 nodes:

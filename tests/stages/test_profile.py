@@ -15,7 +15,7 @@ from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.job import here, job
 from m2mkd_ray.execution.placement import View
-from m2mkd_ray.execution.planner import Planner, expected_s
+from m2mkd_ray.execution.planning.planner import Planner, expected_s
 from m2mkd_ray.execution.worker import run_job
 from m2mkd_ray.models.compute import pair_flops, prefix_flops
 from m2mkd_ray.stages.profile import PROFILE, Profile, measure, measured_if_it_fits

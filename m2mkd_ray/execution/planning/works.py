@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from m2mkd_ray.execution.devices import same_type
+from m2mkd_ray.execution.planning.devices import same_type
 
 ANY = ""
 """Stands for every type of device that is not named."""

@@ -1,8 +1,8 @@
-"""Lay jobs out on devices: list scheduling, each job where it ends earliest.
+"""Lay bundles out on devices: list scheduling, each bundle where it ends earliest.
 
 Devices are cut into equal slots, one where nothing is fractional. The devices of a
-class wait in a heap by when their first slot is free, so a job costs the number of
-classes and a logarithm; only jobs that want several slots or devices look at all.
+class wait in a heap by when their first slot is free, so a bundle costs the number of
+classes and a logarithm; only bundles that want several slots or devices look at all.
 """
 
 import heapq
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from m2mkd_ray.execution.jobs import Fleet, Job
-from m2mkd_ray.execution.works import Work
+from m2mkd_ray.execution.planning.forms import Bundle, Fleet
+from m2mkd_ray.execution.planning.works import Work
 
 
 @dataclass(frozen=True)
 class Booking:
-    """A job's place and time."""
+    """A bundle's place and time."""
 
     works: tuple[Work, ...]
     """More than one: a cohort."""
@@ -36,7 +36,7 @@ class Booking:
 
 @dataclass
 class Layout:
-    """Bookings, one a job and in the jobs' order."""
+    """Bookings, one a bundle and in the bundles' order."""
 
     bookings: list[Booking] = field(default_factory=list)
 
@@ -51,30 +51,30 @@ class Layout:
         return sum(booking.device_s for booking in self.bookings)
 
     def ends(self) -> tuple[float, ...]:
-        """When jobs end, latest first: what a better layout has less of."""
+        """When bundles end, latest first: what a better layout has less of."""
         return tuple(sorted((round(booking.end_s, 6) for booking in self.bookings), reverse=True))
 
     def last_place(self) -> int:
-        """The job that ends last."""
+        """The bundle that ends last."""
         return max(range(len(self.bookings)), key=lambda place: self.bookings[place].end_s)
 
     def last_places(self) -> list[int]:
-        """The jobs on the devices of the one that ends last, the latest first."""
+        """The bundles on the devices of the one that ends last, the latest first."""
         devices = set(self.bookings[self.last_place()].devices)
         places = [place for place, booking in enumerate(self.bookings) if devices.intersection(booking.devices)]
         return sorted(places, key=lambda place: -self.bookings[place].end_s)
 
 
-def lay_out(jobs: Sequence[Job], fleet: Fleet, slots: int = 1) -> Layout:
-    """Place jobs in their order, each where it ends earliest.
+def lay_out(bundles: Sequence[Bundle], fleet: Fleet, slots: int = 1) -> Layout:
+    """Place bundles in their order, each where it ends earliest.
 
     Args:
-        jobs: each can run on some class.
+        bundles: each can run on some class.
         fleet: the devices.
-        slots: equal parts of a device; a job takes as many as its share needs.
+        slots: equal parts of a device; a bundle takes as many as its share needs.
     """
     board = _Board(fleet, slots)
-    return Layout([board.place(job) for job in jobs])
+    return Layout([board.place(bundle) for bundle in bundles])
 
 
 class _Board:
@@ -88,34 +88,34 @@ class _Board:
         for heap in self._heaps:
             heapq.heapify(heap)
 
-    def place(self, job: Job) -> Booking:
-        """Book the place where the job ends earliest; of equal ones, that on a device that stays."""
+    def place(self, bundle: Bundle) -> Booking:
+        """Book the place where the bundle ends earliest; of equal ones, that on a device that stays."""
         best: tuple[float, bool, float, tuple[int, ...]] | None = None
-        for place, seconds in enumerate(job.seconds):
+        for place, seconds in enumerate(bundle.seconds):
             if seconds == math.inf:
                 continue
-            start, devices = self._first(job, place)
+            start, devices = self._first(bundle, place)
             option = (start + seconds, self._fleet.classes[place].spot, start, devices)
             if best is None or option < best:
                 best = option
-        assert best is not None, f"no class of device can take {[work.name for work in job.works]}"
+        assert best is not None, f"no class of device can take {[work.name for work in bundle.works]}"
         end, _, start, devices = best
-        taken = max(self._take(number, job.share, end) for number in devices)
-        if job.works[0].share is not None:
-            taken = job.share  # by hand: what slots round up to stays free
-        return Booking(job.works, devices, taken, start, end)
+        taken = max(self._take(number, bundle.share, end) for number in devices)
+        if bundle.works[0].share is not None:
+            taken = bundle.share  # by hand: what slots round up to stays free
+        return Booking(bundle.works, devices, taken, start, end)
 
-    def _first(self, job: Job, place: int) -> tuple[float, tuple[int, ...]]:
-        """When the job can start on a class of device, and on which."""
-        if job.width > 1:
-            return self._first_together(job.width, place)
+    def _first(self, bundle: Bundle, place: int) -> tuple[float, tuple[int, ...]]:
+        """When the bundle can start on a class of device, and on which."""
+        if bundle.width > 1:
+            return self._first_together(bundle.width, place)
         members = self._fleet.members[place]
-        if self._needs(members[0], job.share) == 1:
+        if self._needs(members[0], bundle.share) == 1:
             heap = self._heaps[place]
             while heap[0][0] != self._free[heap[0][1]][0]:
                 heapq.heappop(heap)
             return heap[0][0], (heap[0][1],)
-        start, number = min((self._free[number][self._needs(number, job.share) - 1], number) for number in members)
+        start, number = min((self._free[number][self._needs(number, bundle.share) - 1], number) for number in members)
         return start, (number,)
 
     def _first_together(self, width: int, place: int) -> tuple[float, tuple[int, ...]]:

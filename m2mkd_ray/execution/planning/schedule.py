@@ -2,8 +2,8 @@
 
 Works are first put into *forms*: alone, several as a cohort, several side by side on
 fractions of a device, one over several devices. A form is then laid out longest first,
-each job where it *ends* earliest (Graham 1969, longest processing time; on devices of
-mixed speeds, earliest completion time: Ibarra and Kim 1977). A job may so wait for a
+each bundle where it *ends* earliest (Graham 1969, longest processing time; on devices of
+mixed speeds, earliest completion time: Ibarra and Kim 1977). A bundle may so wait for a
 fast device instead of starting at once on a slow one that would end later. The best of
 a few forms wins, and is then improved by swaps in its order while that helps.
 
@@ -27,10 +27,10 @@ from itertools import product
 from typing import Literal
 
 from m2mkd_ray.errors import PlanError
-from m2mkd_ray.execution.bounds import lower_bound, refusals
-from m2mkd_ray.execution.jobs import Fleet, Job, alone, cohorts, fractions, of_works, widened
-from m2mkd_ray.execution.layout import Booking, Layout, lay_out
-from m2mkd_ray.execution.works import Device, Work
+from m2mkd_ray.execution.planning.bounds import lower_bound, refusals
+from m2mkd_ray.execution.planning.forms import Bundle, Fleet, cohorts, fractions, of_works, singles, widened
+from m2mkd_ray.execution.planning.layout import Booking, Layout, lay_out
+from m2mkd_ray.execution.planning.works import Device, Work
 
 Policy = Literal["auto", "alone", "cohort"]
 SAME = 0.01
@@ -43,7 +43,7 @@ _CHOICES = 256
 _FEW = 12
 """Of so many mates every number of cohorts is tried."""
 BUDGET = 6_000
-"""Most placements of a job that improving a schedule may take, below 0.1 s: thousands of orders of a few works, a
+"""Most placements of a bundle that improving a schedule may take, below 0.1 s: thousands of orders of a few works, a
 few of many, where the longest first is good already."""
 
 
@@ -57,7 +57,7 @@ class Schedule:
     bound_s: float
     """No schedule of these works on these devices ends earlier (`bounds.lower_bound`)."""
     placements: int
-    """How often a job was placed to find it: the cost of planning, without a clock."""
+    """How often a bundle was placed to find it: the cost of planning, without a clock."""
 
     @property
     def makespan_s(self) -> float:
@@ -91,7 +91,7 @@ def schedule(
         devices: where, with what they are busy with.
         policy: auto: the best form. alone: every work on a device of its own. cohort: as large cohorts as fit.
         spot_loss: share of a spot device's work that is done twice.
-        budget: most placements of a job for improving the best form.
+        budget: most placements of a bundle for improving the best form.
 
     Raises:
         PlanError: works that no device can take, with the reason of each.
@@ -101,28 +101,28 @@ def schedule(
     fleet = Fleet(devices, spot_loss)
     bound = lower_bound(works, devices)
     search = _Search(fleet, bound, budget)
-    for jobs, slots in _forms(works, fleet, policy):
-        search.consider(jobs, slots)
+    for bundles, slots in _forms(works, fleet, policy):
+        search.consider(bundles, slots)
     if policy == "auto":
         search.improve()
     best = search.best()
     return Schedule(tuple(best.bookings), tuple(devices), bound, search.placements)
 
 
-def _forms(works: Sequence[Work], fleet: Fleet, policy: Policy) -> Iterator[tuple[list[Job], int]]:
-    """Forms to lay out: jobs, and the number of slots that devices are cut into."""
+def _forms(works: Sequence[Work], fleet: Fleet, policy: Policy) -> Iterator[tuple[list[Bundle], int]]:
+    """Forms to lay out: bundles, and the number of slots that devices are cut into."""
     by_hand, free = of_works(works, fleet)
-    slots = _slots([job.share for job in by_hand])
+    slots = _slots([bundle.share for bundle in by_hand])
     if policy == "cohort":
         yield by_hand + cohorts(free, fleet, min(_cohort_counts(free, len(fleet.devices)), default=1)), slots
         return
-    yield by_hand + alone(free, fleet), slots
+    yield by_hand + singles(free, fleet), slots
     if policy == "alone":
         return
     for widths in _widths(free):
-        jobs = [fleet.job([work], width) for work, width in zip(free, widths, strict=True)]
-        if all(job.can_run for job in jobs):
-            yield by_hand + jobs, slots
+        bundles = [fleet.bundle([work], width) for work, width in zip(free, widths, strict=True)]
+        if all(bundle.can_run for bundle in bundles):
+            yield by_hand + bundles, slots
     for count in _cohort_counts(free, len(fleet.devices)):
         yield by_hand + cohorts(free, fleet, count), slots
     if slots == 1:
@@ -172,7 +172,7 @@ def _cuts(works: Sequence[Work], fleet: Fleet) -> list[int]:
 
 @dataclass(frozen=True)
 class _Found:
-    jobs: list[Job]
+    bundles: list[Bundle]
     slots: int
     layout: Layout
 
@@ -189,9 +189,9 @@ class _Search:
         self._found: list[_Found] = []
         self.placements = 0
 
-    def consider(self, jobs: list[Job], slots: int) -> None:
+    def consider(self, bundles: list[Bundle], slots: int) -> None:
         """Lay a form out, longest first."""
-        ordered = sorted(jobs, key=lambda job: -job.least_s)
+        ordered = sorted(bundles, key=lambda bundle: -bundle.least_s)
         self._found.append(self._lay_out(ordered, slots))
 
     def best(self) -> Layout:
@@ -211,33 +211,33 @@ class _Search:
                 found = step(found, end)
             self._found.append(found)
 
-    def _lay_out(self, jobs: list[Job], slots: int) -> _Found:
-        self.placements += len(jobs)
-        return _Found(jobs, slots, lay_out(jobs, self._fleet, slots))
+    def _lay_out(self, bundles: list[Bundle], slots: int) -> _Found:
+        self.placements += len(bundles)
+        return _Found(bundles, slots, lay_out(bundles, self._fleet, slots))
 
     def _is_good(self, found: _Found) -> bool:
         return found.makespan_s <= self._bound_s * (1 + SAME)
 
     def _swapped(self, found: _Found, end: int) -> _Found:
-        """Swap, in the order, jobs of the device that ends last with others, while that ends everything earlier."""
+        """Swap, in the order, bundles of the device that ends last with others, while that ends everything earlier."""
         is_better = True
         while is_better and not self._is_good(found):
             is_better = False
             late = found.layout.last_places()
-            pairs = [(i, j) for i in late for j in range(len(found.jobs)) if i != j]
+            pairs = [(i, j) for i in late for j in range(len(found.bundles)) if i != j]
             for i, j in pairs:
                 if self.placements >= end:
                     return found
-                jobs = list(found.jobs)
-                jobs[i], jobs[j] = jobs[j], jobs[i]
-                tried = self._lay_out(jobs, found.slots)
+                bundles = list(found.bundles)
+                bundles[i], bundles[j] = bundles[j], bundles[i]
+                tried = self._lay_out(bundles, found.slots)
                 if tried.layout.ends() < found.layout.ends():
                     found, is_better = tried, True
                     break
         return found
 
     def _spread(self, found: _Found, end: int) -> _Found:
-        """Give the job that ends last more devices, while that ends everything earlier."""
+        """Give the bundle that ends last more devices, while that ends everything earlier."""
         start = found
         while not self._is_good(found):
             place = found.layout.last_place()
@@ -248,17 +248,17 @@ class _Search:
         return found if found.makespan_s < start.makespan_s * (1 - SAME) else start
 
     def _wider(self, found: _Found, place: int, end: int) -> _Found | None:
-        """The layout with one job on the fewest more devices that end everything earlier; None if none do."""
-        for job in widened(found.jobs[place], self._fleet):
+        """The layout with one bundle on the fewest more devices that end everything earlier; None if none do."""
+        for bundle in widened(found.bundles[place], self._fleet):
             if self.placements >= end:
                 return None
-            tried = self._with(found, place, job)
+            tried = self._with(found, place, bundle)
             if tried.layout.ends() < found.layout.ends():
                 return tried
         return None
 
-    def _with(self, found: _Found, place: int, job: Job) -> _Found:
-        """The better of two orders: the wider job in its old place, or first of all."""
-        rest = [*found.jobs[:place], *found.jobs[place + 1 :]]
-        orders = ([*found.jobs[:place], job, *found.jobs[place + 1 :]], [job, *rest])
-        return min((self._lay_out(jobs, found.slots) for jobs in orders), key=lambda each: each.layout.ends())
+    def _with(self, found: _Found, place: int, bundle: Bundle) -> _Found:
+        """The better of two orders: the wider bundle in its old place, or first of all."""
+        rest = [*found.bundles[:place], *found.bundles[place + 1 :]]
+        orders = ([*found.bundles[:place], bundle, *found.bundles[place + 1 :]], [bundle, *rest])
+        return min((self._lay_out(bundles, found.slots) for bundles in orders), key=lambda each: each.layout.ends())

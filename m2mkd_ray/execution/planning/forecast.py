@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from m2mkd_ray.errors import PlanError
 from m2mkd_ray.execution.feasibility import Node
-from m2mkd_ray.execution.fleet import held_by, node_id
 from m2mkd_ray.execution.placement import Occupied, Placer, Seat, View
+from m2mkd_ray.execution.planning.fleet import held_by, node_id
 from m2mkd_ray.execution.stage import Stage, in_order
 
 Duration = Callable[[Seat, Node], float]

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from m2mkd_ray.execution.works import Device, Work
+from m2mkd_ray.execution.planning.works import Device, Work
 
 
 def lower_bound(works: Sequence[Work], devices: Sequence[Device]) -> float:

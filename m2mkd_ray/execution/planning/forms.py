@@ -1,4 +1,4 @@
-"""Forms of works: which of them run as one job, and what of a device each job takes."""
+"""Forms of works: which of them run as one bundle, and what of a device each bundle takes."""
 
 import heapq
 import math
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from m2mkd_ray.execution.works import Device, Work, together_s
+from m2mkd_ray.execution.planning.works import Device, Work, together_s
 
 
 @dataclass(frozen=True)
 class DeviceClass:
-    """What devices may have in common: all that decides how long a job takes on them."""
+    """What devices may have in common: all that decides how long a bundle takes on them."""
 
     type: str
     memory_gb: float
@@ -21,7 +21,7 @@ class DeviceClass:
 
 
 @dataclass(frozen=True)
-class Job:
+class Bundle:
     """Works that run as one."""
 
     works: tuple[Work, ...]
@@ -66,9 +66,9 @@ class Fleet:
         self.widest = tuple(max(counts.values()) for counts in nodes)
         """Devices of each class on the node that has the most."""
 
-    def job(self, works: Sequence[Work], width: int = 1, share: float = 1.0) -> Job:
-        """Works as one job: several are a cohort on one device, one may be spread over `width` devices."""
-        return Job(
+    def bundle(self, works: Sequence[Work], width: int = 1, share: float = 1.0) -> Bundle:
+        """Works as one bundle: several are a cohort on one device, one may be spread over `width` devices."""
+        return Bundle(
             tuple(works), tuple(self._seconds(works, place, width, share) for place in range(len(self.classes))),
             width, share,
         )  # fmt: skip
@@ -87,44 +87,44 @@ class Fleet:
         return seconds * (1 + self.spot_loss if of.spot else 1)
 
 
-def of_works(works: Sequence[Work], fleet: Fleet) -> tuple[list[Job], list[Work]]:
-    """Jobs that were decided by hand, and the works that are left to decide about."""
+def of_works(works: Sequence[Work], fleet: Fleet) -> tuple[list[Bundle], list[Work]]:
+    """Bundles that were decided by hand, and the works that are left to decide about."""
     named: dict[str, list[Work]] = {}
-    jobs, free = [], []
+    bundles, free = [], []
     for work in works:
         if work.cohort:
             named.setdefault(work.cohort, []).append(work)
         elif work.share is not None:
-            jobs.append(fleet.job([work], share=work.share))
+            bundles.append(fleet.bundle([work], share=work.share))
         else:
             free.append(work)
-    return jobs + [fleet.job(members) for members in named.values()], free
+    return bundles + [fleet.bundle(members) for members in named.values()], free
 
 
-def alone(works: Sequence[Work], fleet: Fleet) -> list[Job]:
-    """Every work a job on the fewest devices that it may have."""
-    return [fleet.job([work], min(work.widths)) for work in works]
+def singles(works: Sequence[Work], fleet: Fleet) -> list[Bundle]:
+    """Every work a bundle on the fewest devices that it may have."""
+    return [fleet.bundle([work], min(work.widths)) for work in works]
 
 
-def widened(job: Job, fleet: Fleet) -> list[Job]:
-    """The job on more devices, in every way that it may."""
-    if len(job.works) > 1 or job.share < 1:
+def widened(bundle: Bundle, fleet: Fleet) -> list[Bundle]:
+    """The bundle on more devices, in every way that it may."""
+    if len(bundle.works) > 1 or bundle.share < 1:
         return []
-    wider = (fleet.job(job.works, width) for width in sorted(job.works[0].widths) if width > job.width)
+    wider = (fleet.bundle(bundle.works, width) for width in sorted(bundle.works[0].widths) if width > bundle.width)
     return [each for each in wider if each.can_run]
 
 
-def fractions(works: Sequence[Work], fleet: Fleet, slots: int) -> list[Job]:
+def fractions(works: Sequence[Work], fleet: Fleet, slots: int) -> list[Bundle]:
     """Works that keep at most 1 / slots of a device busy get that share, where memory permits; others are alone."""
-    jobs = []
+    bundles = []
     for work in works:
-        job = fleet.job([work], share=1 / slots)
-        fits = work.occupancy * slots <= 1 + 1e-9 and 1 in work.widths and job.can_run
-        jobs.append(job if fits else fleet.job([work], min(work.widths)))
-    return jobs
+        bundle = fleet.bundle([work], share=1 / slots)
+        fits = work.occupancy * slots <= 1 + 1e-9 and 1 in work.widths and bundle.can_run
+        bundles.append(bundle if fits else fleet.bundle([work], min(work.widths)))
+    return bundles
 
 
-def cohorts(works: Sequence[Work], fleet: Fleet, count: int) -> list[Job]:
+def cohorts(works: Sequence[Work], fleet: Fleet, count: int) -> list[Bundle]:
     """About `count` cohorts of mates, as even as may be; works without mates are alone.
 
     Longest first, each to the cohort that is shortest so far and still takes it, as
@@ -133,22 +133,22 @@ def cohorts(works: Sequence[Work], fleet: Fleet, count: int) -> list[Job]:
     by_mates: dict[str, list[Work]] = {}
     for work in works:
         by_mates.setdefault(work.mates if work.members > 1 and 1 in work.widths else "", []).append(work)
-    jobs = alone(by_mates.pop("", []), fleet)
+    bundles = singles(by_mates.pop("", []), fleet)
     total = sum(len(mates) for mates in by_mates.values())
     for mates in by_mates.values():
-        jobs += _cohorts_of(mates, fleet, max(1, round(count * len(mates) / total)))
-    return jobs
+        bundles += _cohorts_of(mates, fleet, max(1, round(count * len(mates) / total)))
+    return bundles
 
 
-def _cohorts_of(mates: Sequence[Work], fleet: Fleet, count: int) -> list[Job]:
+def _cohorts_of(mates: Sequence[Work], fleet: Fleet, count: int) -> list[Bundle]:
     groups = [_Group(fleet) for _ in range(count)]
     shortest = [(0.0, place) for place in range(count)]
-    seconds = {id(work): fleet.job([work]).least_s for work in mates}
+    seconds = {id(work): fleet.bundle([work]).least_s for work in mates}
     for work in sorted(mates, key=lambda work: -seconds[id(work)]):
         place = _place_for(work, groups, shortest, fleet)
         groups[place].add(work)
         heapq.heappush(shortest, (groups[place].least_s, place))
-    return [fleet.job(group.works) for group in groups if group.works]
+    return [fleet.bundle(group.works) for group in groups if group.works]
 
 
 def _place_for(work: Work, groups: list["_Group"], shortest: list[tuple[float, int]], fleet: Fleet) -> int:

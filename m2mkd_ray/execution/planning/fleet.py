@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from m2mkd_ray.execution.devices import device_type, gpu_memory_gb, is_spot
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.placement import Seat
+from m2mkd_ray.execution.planning.devices import device_type, gpu_memory_gb, is_spot
+from m2mkd_ray.execution.planning.works import Device
 from m2mkd_ray.execution.stage import Resources, Stage
-from m2mkd_ray.execution.works import Device
 
 _MOST_SLOTS = 16
 """Of a GPU whose works need no CPU core."""

@@ -7,9 +7,9 @@ from itertools import permutations, product
 import pytest
 
 from m2mkd_ray.errors import PlanError
-from m2mkd_ray.execution.bounds import lower_bound, refusals
-from m2mkd_ray.execution.schedule import SPOT_LOSS, Schedule, schedule
-from m2mkd_ray.execution.works import ANY, Device, Work, together_s
+from m2mkd_ray.execution.planning.bounds import lower_bound, refusals
+from m2mkd_ray.execution.planning.schedule import SPOT_LOSS, Schedule, schedule
+from m2mkd_ray.execution.planning.works import ANY, Device, Work, together_s
 
 SPEEDS = {"slow": 1.0, "fast": 2.0, "faster": 3.5}
 
@@ -39,7 +39,7 @@ def partitions(works: Sequence[Work]) -> Iterator[list[list[Work]]]:
 
 
 def optimum(works: Sequence[Work], fleet: Sequence[Device]) -> float:
-    """The shortest makespan of jobs on one device each: every partition into cohorts, every assignment."""
+    """The shortest makespan of bundles on one device each: every partition into cohorts, every assignment."""
     best = float("inf")
     for groups in partitions(works):
         for places in product(range(len(fleet)), repeat=len(groups)):

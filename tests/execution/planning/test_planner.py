@@ -11,15 +11,15 @@ from toy import Number, add
 
 from m2mkd_ray.errors import PlanError
 from m2mkd_ray.execution import NoPlacement, Resources, Stage
-from m2mkd_ray.execution.bounds import lower_bound
 from m2mkd_ray.execution.cohort import Left, Member
 from m2mkd_ray.execution.feasibility import Node, lack
-from m2mkd_ray.execution.fleet import devices_for, node_id
-from m2mkd_ray.execution.forecast import Visit, forecast
 from m2mkd_ray.execution.placement import Occupied, Seat, View
-from m2mkd_ray.execution.planner import START_S, ByHand, Planner
+from m2mkd_ray.execution.planning.bounds import lower_bound
+from m2mkd_ray.execution.planning.fleet import devices_for, node_id
+from m2mkd_ray.execution.planning.forecast import Visit, forecast
+from m2mkd_ray.execution.planning.planner import START_S, ByHand, Planner
+from m2mkd_ray.execution.planning.works import ANY, Work
 from m2mkd_ray.execution.stage import Spread
-from m2mkd_ray.execution.works import ANY, Work
 
 GPU = Resources(cpus=1, gpus=1)
 

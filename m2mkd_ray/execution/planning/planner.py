@@ -22,15 +22,15 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from m2mkd_ray.execution.bounds import lacking
-from m2mkd_ray.execution.devices import device_type, known_type, speed_of
 from m2mkd_ray.execution.feasibility import Node, lack
-from m2mkd_ray.execution.fleet import Taken, devices_for, fits, held_by, node_id, on_each
-from m2mkd_ray.execution.layout import Booking
 from m2mkd_ray.execution.placement import Occupied, Seat, View
-from m2mkd_ray.execution.schedule import BUDGET, Policy, schedule
+from m2mkd_ray.execution.planning.bounds import lacking
+from m2mkd_ray.execution.planning.devices import device_type, known_type, speed_of
+from m2mkd_ray.execution.planning.fleet import Taken, devices_for, fits, held_by, node_id, on_each
+from m2mkd_ray.execution.planning.layout import Booking
+from m2mkd_ray.execution.planning.schedule import BUDGET, Policy, schedule
+from m2mkd_ray.execution.planning.works import ANY, Device, Work, together_s
 from m2mkd_ray.execution.stage import Resources, Stage
-from m2mkd_ray.execution.works import ANY, Device, Work, together_s
 
 MEMBERS = 8
 """Most members of a cohort that is planned; memory may allow fewer."""

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from m2mkd_ray.execution.devices import (
+from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.planning.devices import (
     GPU_TYPES,
     UNKNOWN_TFLOPS,
     device_type,
@@ -15,7 +16,6 @@ from m2mkd_ray.execution.devices import (
     speed_of,
     type_name,
 )
-from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.stage import Resources
 
 GPU, CPU = Resources(gpus=1), Resources()
