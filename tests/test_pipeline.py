@@ -9,9 +9,11 @@ from m2mkd_ray import pipeline
 from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
 from m2mkd_ray.data import Augmentation
 from m2mkd_ray.execution import Stage
+from m2mkd_ray.models.compute import hybrid_flops
 from m2mkd_ray.pipeline import plan, variant
 from m2mkd_ray.recipe import Data, Pairs, Phase, Recipe, Teacher, override
 from m2mkd_ray.recipes import baseline
+from m2mkd_ray.slices import images
 from m2mkd_ray.stages.parts import Validation
 
 SIZE = {"name": "vit_tiny_patch16_224", "img_size": 28, "patch_size": 7, "num_classes": 10, "num_heads": 2}
@@ -254,3 +256,15 @@ def test_a_torch_fine_tuning_gets_the_resources_of_a_training(recipe: Recipe) ->
 
 def test_the_whole_flow_can_be_read_in_one_sitting() -> None:
     assert len(inspect.getsource(pipeline).splitlines()) < 100
+
+
+def test_writing_logits_is_one_process_whose_operations_are_known(recipe: Recipe) -> None:
+    settings = ["pairs.views=3", "pairs.cache={kind: float32}", "placement.pairs.ranks=2"]
+    stages = {stage.name: stage for stage in plan(override(recipe, settings))}
+    logits = [stage for name, stage in stages.items() if name.startswith("logits-")]
+    assert logits
+    for stage in logits:
+        assert stage.placement.ranks == 1  # type: ignore[attr-defined]  # a pair's placement
+        rows = images(recipe, recipe.pairs) / recipe.pairs.epochs
+        of_image = hybrid_flops(recipe.blueprint, stage.config.index)  # type: ignore[attr-defined]
+        assert stage.flops == pytest.approx(3 * rows * of_image)

@@ -176,8 +176,7 @@ def works_of(
 
 
 def types_for(stage: "Stage", nodes: "Sequence[Node]") -> list[str]:
-    """Types of the devices that a stage that trains a module may be on, each once; not by name alone: those that have
-    the cores for it."""
+    """Types of the devices that a stage may be on, each once: of GPUs if it asks for some, else of CPU cores."""
     from m2mkd_ray.execution.planning.fleet import devices_for, on_each
 
     return list(dict.fromkeys(device.type for device in devices_for(on_each(stage), nodes, [])))

@@ -9,9 +9,11 @@ from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
 from m2mkd_ray.models import create_vit, split
 from m2mkd_ray.models.class_token import class_token_alone
 from m2mkd_ray.models.compute import (
+    hybrid_flops,
     module_stage_factor,
     pair_cost,
     pair_flops,
+    prefix_flops,
     step_cost,
     step_flops,
     student_macs,
@@ -138,3 +140,10 @@ def test_a_short_block_costs_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         short(torch.randn(1, 17, 48))
     assert counter.get_total_flops() == 2 * (17 * 2 * 48**2 + 2 * 48**2 + 6 * 48**2 + 2 * 17 * 48)
+
+
+def test_a_teacher_hybrid_costs_a_forward_pass_and_its_prefix_is_what_is_before(vmoe_base: Blueprint) -> None:
+    block = vit_block_macs(vmoe_base.teacher)
+    for index in range(4):
+        assert prefix_flops(vmoe_base, index) == pytest.approx(2 * block * index)
+        assert hybrid_flops(vmoe_base, index) == pytest.approx(2 * block * (3 + 6))

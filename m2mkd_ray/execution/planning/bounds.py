@@ -109,11 +109,13 @@ def _lack(work: Work, kinds: Sequence[_Kind]) -> str | None:
         has: Counter[str] = Counter()
         for kind in kinds:
             has[kind.type] += kind.count
-        return (
-            f"a device of type {' or '.join(_types_of(work)) or 'unknown'}, but the nodes "
-            f"have {', '.join(f'{name} ({number})' for name, number in has.items())}. Choose one of these, or add a "
-            f"node of that type."
-        )
+        nodes_have = f"the nodes have {', '.join(f'{name} ({number})' for name, number in has.items())}"
+        if not (types := _types_of(work)):
+            return (
+                f"more memory than the devices had on which it was tried, and {nodes_have}. Lower the stage's "
+                f"micro_batch, or add a node with larger devices."
+            )
+        return f"a device of type {' or '.join(types)}, but {nodes_have}. Choose one of these, or add such a node."
     share = work.share or 1.0
     roomy = [kind for kind in typed if work.memory_on(kind.type) <= kind.memory_gb * share * (1 + 1e-9)]
     if not roomy:

@@ -145,7 +145,7 @@ class Planner:
     def _cost(self, stage: Stage, types: Counter[str], seconds: Mapping[str, float]) -> Work | None:
         """What is known of a stage's cost; None if nothing is."""
         if (known := self._known.get(stage.address, self._known.get(stage.name))) is not None:
-            return _on_more_types(known, types)
+            return _on_more_types(known, types, stage.flops)
         if stage.name in seconds:
             before = seconds[stage.name]
             return Work(stage.name, {name: before / self._relative(name, types) for name in types} | {ANY: before})
@@ -242,15 +242,18 @@ def _usual(known: Sequence[Work], types: Collection[str]) -> dict[str, float]:
     return {name: sum(each) / len(each) for name, each in finite.items() if each} or {ANY: 1.0}
 
 
-def _on_more_types(known: Work, types: Iterable[str]) -> Work:
+def _on_more_types(known: Work, types: Iterable[str], flops: float) -> Work:
     """A cost with the types that it does not tell of, those of nodes that came later say, by their peaks.
 
-    Compared with the type that is most like what the table has; infinite seconds tell that a type cannot run it.
+    Compared with the type that is most like what the table has; by the stage's FLOPs where it could run on none so
+    far. Infinite seconds tell that a type cannot run it.
     """
     new = [name for name in types if not known.tells_of(name)]
     told = [name for name, seconds in known.seconds.items() if seconds < math.inf and name != ANY]
-    if not new or not told:
+    if not new or not (told or flops):
         return known
+    if not told:
+        return replace(known, seconds={**known.seconds, **{name: expected_s(flops, name) for name in new}})
     like = max(told, key=lambda name: (known_type(name) is not None, speed_of(name)))
     seconds = {name: known.seconds_on(like) * speed_of(like) / speed_of(name) for name in new}
     memory = dict.fromkeys(new, max(known.memory_gb.values())) if known.memory_gb else {}

@@ -5,13 +5,15 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from toy import Number, add
 
 from m2mkd_ray.errors import PlanError
-from m2mkd_ray.execution import NoPlacement, Resources, Stage
+from m2mkd_ray.execution import LocalLauncher, NoPlacement, Resources, Stage, Store, execute
 from m2mkd_ray.execution.cohort import Left, Member
+from m2mkd_ray.execution.failures import Kind
 from m2mkd_ray.execution.feasibility import Node, lack
 from m2mkd_ray.execution.placement import Occupied, Seat, View
 from m2mkd_ray.execution.planning.bounds import lower_bound
@@ -322,7 +324,18 @@ def test_a_type_that_cannot_run_a_stage_is_not_planned_for() -> None:
     planner = Planner({"s": Work("", {"L4": 9.0, "T4": math.inf})})
     view = View([gpu_node("a", 1, "T4")])
     assert planner.seats([stage("s")], view) == []
-    assert planner.lacks(stage("s"), view) is not None
+    said = planner.lacks(stage("s"), view)
+    assert said is not None
+    assert said.startswith("a device of type L4, but the nodes have T4 (1)")
+
+
+def test_what_was_too_large_for_all_devices_says_so_and_goes_to_a_type_that_comes_later() -> None:
+    planner, asked = Planner({"s": Work("", {"T4": math.inf})}), replace(stage("s"), flops=1e12)
+    said = planner.lacks(asked, View([gpu_node("a", 1, "T4")]))
+    assert said is not None
+    assert said.startswith("more memory than the devices had on which it was tried, and the nodes have T4 (1)")
+    (seat,) = planner.seats([asked], View([gpu_node("a", 1, "T4"), gpu_node("b", 1, "H100")]))
+    assert seat.node == "id-b"
 
 
 def test_cores_of_a_gpu_node_are_as_fast_as_others() -> None:
@@ -358,3 +371,22 @@ def test_a_share_by_hand_is_what_is_given(share: float) -> None:
     planner = Planner(by_hand={f"s{i}": ByHand(gpus=share) for i in range(2)})
     seats = planner.seats([stage(f"s{i}") for i in range(2)], View([gpu_node("a", 1)]))
     assert [seat.resources.gpus for seat in seats] == [share, share]
+
+
+class OnNodes(LocalLauncher):
+    """Runs in this process what is asked to be on a node, as if it were not."""
+
+    runs_in_process = False
+
+    def nodes(self) -> list[Node]:
+        return [gpu_node("a", 1, "L4")]
+
+
+def test_a_stage_that_is_refused_for_its_type_is_given_up_with_the_reason_and_the_others_end(tmp_path: Path) -> None:
+    stages = [stage("s0"), stage("s1", GPU)]
+    planner = Planner(by_hand={"s1": ByHand(node_type="H100")})
+    outcome = execute(stages, Store(str(tmp_path)), OnNodes(), place=planner, wait_timeout_s=0.1)
+    assert [done.stage.name for done in outcome.complete] == ["s0"]
+    (failure,) = outcome.failed
+    assert failure.kind is Kind.UNPLACED
+    assert "it asks for a device of type H100, but the nodes have L4 (1)" in failure.message
