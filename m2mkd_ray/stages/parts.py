@@ -212,7 +212,7 @@ def train_rank(one: Trainee, feed: Batches | SharedBatches, measured: Mapping[st
     have no device for that.
     """
     member = member_of(one)
-    (ended,) = fit_together(feed, [member], one.placement)
+    ended = next(fit_together(feed, [member], one.placement))  # goes no further: the state is kept below
     if ended.error is not None:
         raise ended.error
     assert ended.history is not None

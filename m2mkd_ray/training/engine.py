@@ -80,7 +80,7 @@ class Engine(Protocol):
         """Leave the trained weights in the objective's module, in float32."""
 
     def release(self) -> None:
-        """Give back the memory of gradients and optimizer state; there will be no further step."""
+        """Give back the memory of gradients and optimizer state; there will be no further step or snapshot."""
 
 
 def local_device() -> torch.device:

@@ -55,7 +55,7 @@ def fit(
         TrainingError: the loss is not finite. The newest checkpoint stays.
     """
     member = Member(engine, config, session, seed, validate, teacher_logits, flops_per_image)
-    (ended,) = fit_together(feed, [member], placement)
+    ended = next(fit_together(feed, [member], placement))  # goes no further: the engine's state is the caller's
     if ended.error is not None:
         raise ended.error
     assert ended.history is not None
@@ -68,6 +68,8 @@ def fit_together(feed: Feed, members: Sequence[Member], placement: TrainPlacemen
     Members differ in whatever they like: epochs, learning rates, objectives, the step that they go on from. Those
     that are ahead wait for the others. What fails while one member computes, validates or saves ends that member
     only; what the feed raises ends all.
+
+    What an engine holds beside the trained weights is there until the next member's end is asked for.
 
     Every micro-batch goes through all members before the next one does, so that what they share is computed once.
     """
@@ -99,6 +101,9 @@ def _together(feed: Feed, courses: list[Course], placement: TrainPlacement) -> I
                     with course.own():
                         course.look()
                 yield from _ended(living)
+                for course in living:
+                    if course.is_over:
+                        course.engine.release()
             living = [course for course in living if not course.is_over]
             active = _at(step, living)
             if not active:

@@ -10,14 +10,14 @@ B = images, K = classes
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from m2mkd_ray.training.counters import Stopwatch
-from m2mkd_ray.training.precision import Precision, cast_frozen
+from m2mkd_ray.training.precision import Precision, cast_frozen, take_any_dtype
 
 
 @dataclass
@@ -88,6 +88,13 @@ class Frozen(nn.Module):
             )
         self.precision, self._was_run = precision, True
         cast_frozen(self, precision)
+        if precision == "bf16_pure":
+            for part in self.parts():
+                take_any_dtype(part)
+
+    def parts(self) -> Iterable[nn.Module]:
+        """The modules that are frozen here, which others may run too."""
+        raise NotImplementedError
 
 
 class Prefix(Frozen):
@@ -115,6 +122,10 @@ class Prefix(Frozen):
                 self.calls["prefix"] += len(images)
         return results[index]
 
+    def parts(self) -> Iterable[nn.Module]:
+        """See `Frozen`."""
+        return self.meta
+
     def after(self, index: int) -> nn.Sequential:
         """The modules after place `index`."""
         return nn.Sequential(*self.meta[index + 1 :])
@@ -139,3 +150,7 @@ class TeacherHybrid(Frozen):
             self._memo.runs += 1
             self.calls["teacher"] += len(images)
         return results[0]
+
+    def parts(self) -> Iterable[nn.Module]:
+        """See `Frozen`; those of the meta model are the prefix's."""
+        return [self.teacher]

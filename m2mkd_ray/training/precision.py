@@ -27,6 +27,17 @@ def cast_frozen(module: nn.Module, precision: Precision) -> None:
                 part.bfloat16()
 
 
+def take_any_dtype(module: nn.Module) -> None:
+    """Have a module in bfloat16 cast what it is given: at the end the module that learnt is in float32 again, and is
+    validated between modules that are not."""
+    if _to_bfloat16 not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_to_bfloat16)
+
+
+def _to_bfloat16(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.bfloat16() for tensor in given)
+
+
 class Masters:
     """float32 copies of a module's weights, which an optimizer moves in their place.
 
@@ -69,6 +80,10 @@ class Masters:
         """Take up what `state` gave."""
         torch._foreach_copy_(self.copies, state)
         self.give_weights()
+
+    def release(self) -> None:
+        """Drop the masters."""
+        self.weights, self.copies = [], []
 
     def end(self) -> None:
         """Leave the module in float32, with the masters as its weights."""

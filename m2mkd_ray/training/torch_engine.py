@@ -126,6 +126,9 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.trainable.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
+        self.optimizer.param_groups.clear()
+        if self.masters is not None:
+            self.masters.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -119,8 +119,10 @@ def together(keeper: Callable, feed: Batches) -> Callable[..., Ends]:
     def train(wishes: list[Wish], placement: TrainPlacement = NEVER, *, source: Any = feed) -> Ends:
         frozen = Frozen()
         members = [member(wish, frozen) for wish in wishes]
-        ended = {end.place: end for end in fit_together(source, members, placement)}
-        weights = {place: state_of(members[place]) for place in ended}
+        ended, weights = {}, {}
+        for end in fit_together(source, members, placement):
+            ended[end.place], weights[end.place] = end, state_of(members[end.place])
+        assert not any("exp_avg" in name for one in members for name in state_of(one)), "all give their memory back"
         return Ends(ended, weights, frozen)
 
     return train
@@ -298,16 +300,9 @@ def test_members_have_equal_shares_of_what_they_needed(together: Callable[..., E
     cohort = together(named(wishes, "members"))
     images = 6 * 16
     deep = images / 4 + images / 3
-    assert [summed(cohort, place, "prefix_calls") for place in range(5)] == pytest.approx(
-        [0, deep, deep, images / 4, deep]
-    )
-    assert [summed(cohort, place, "teacher_calls") for place in range(5)] == [
-        images,
-        images / 2,
-        images / 2,
-        images,
-        0,
-    ]
+    found = [[summed(cohort, place, f"{part}_calls") for place in range(5)] for part in ("prefix", "teacher")]
+    assert found[0] == pytest.approx([0, deep, deep, images / 4, deep])
+    assert found[1] == [images, images / 2, images / 2, images, 0]
 
 
 def test_members_have_equal_shares_of_what_the_feed_counts(together: Callable[..., Ends], feed: Batches) -> None:
