@@ -72,14 +72,15 @@ class Kind:
 
     settings: tuple[str, ...]
     epochs: float
+    batch_size: int
     trials: bool
     """Eight trials of one pair; else every pair once."""
 
 
 KINDS = {
-    "pairs": Kind((*EIGHTH, PAPERS), epochs=1, trials=False),
-    "compute": Kind((*EIGHTH, LIGHT), epochs=2, trials=True),
-    "loader": Kind((*TINY, PAPERS), epochs=3, trials=True),
+    "pairs": Kind((*EIGHTH, PAPERS), epochs=1, batch_size=16, trials=False),
+    "compute": Kind((*EIGHTH, LIGHT), epochs=2, batch_size=16, trials=True),
+    "loader": Kind((*TINY, PAPERS), epochs=3, batch_size=64, trials=True),
 }
 
 
@@ -117,7 +118,9 @@ def measured(name: str, folder: Path, settings: Sequence[str], repeats: int, ind
     """Both ways, in turns."""
     kind, apart, together = KINDS[name], [], []
     common = [*SHORT, *kind.settings, "data.dataset=fashion-jpeg", f"placement.data_root={folder / 'data'}"]
-    common += [f"pairs={{epochs: {kind.epochs}, batch_size: 16, lr: 0.001, distill: {{reduction: batchmean}}}}"]
+    common += [
+        f"pairs={{epochs: {kind.epochs}, batch_size: {kind.batch_size}, lr: 0.001, distill: {{reduction: batchmean}}}}"
+    ]
     recipe = override(find_recipe("demo"), [*common, *settings])
     prepared = Store(str(folder / name))
     once(plan(recipe), prepared, RayLauncher(num_cpus=2), ["data", "meta", "split"])
