@@ -10,7 +10,6 @@ Token-expert assignments are sorted by expert. On a GPU every expert's tokens ar
 `grouped_mm`: shapes don't depend on the routing, so nothing waits for the device. On a CPU it is expert by expert.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -80,14 +79,14 @@ class Experts(nn.Module):
         dtype = tokens.dtype
         weights = [weight.to(dtype) for weight in (self.w1, self.b1, self.w2, self.b2)]
         if tokens.device.type == "cpu":
-            sizes = torch.bincount(owners, minlength=len(self.w1)).tolist()
-            return _one_by_one(tokens.split(sizes), *weights)
+            return _one_by_one(tokens, owners, *weights)
         return _grouped(tokens, owners, *weights)
 
 
 @torch.compiler.disable
-def _one_by_one(parts: Sequence[Tensor], w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def _one_by_one(tokens: Tensor, owners: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """The MLP of each expert on its own tokens, in a row; sizes change with every batch, so it is not compiled."""
+    parts = tokens.split(torch.bincount(owners, minlength=len(w1)).tolist())
     of_each = zip(parts, w1.unbind(), b1.unbind(), w2.unbind(), b2.unbind())
     return torch.cat([torch.addmm(b, F.gelu(torch.addmm(a, part, u)), v) for part, u, a, v, b in of_each])
 

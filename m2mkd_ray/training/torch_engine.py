@@ -143,7 +143,11 @@ def compile_blocks(module: nn.Module) -> None:
     """Compile every transformer block in place, unless it is; equal blocks share their code.
 
     Names of parameters stay. Blocks rather than whole models: one is compiled for all of its kind, in seconds.
+    Stochastic depth draws what it would draw uncompiled: the compiler takes torch's generator, not one of its own.
     """
+    from torch._inductor import config as inductor  # the import alone takes a second
+
+    inductor.fallback_random = True
     for part in module.modules():
         if isinstance(part, Block) and part._compiled_call_impl is None:
             part.compile()

@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -157,3 +158,23 @@ def test_active_parameters_of_a_model_with_all_experts_active_are_all(blueprint:
     student = blueprint.student.model_copy(update={"moe": moe})
     model = vmoe.model(blueprint.model_copy(update={"student": student}))
     assert num_active_parameters(model) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns about torch's own code
+def test_compiled_code_does_not_follow_from_where_tokens_go() -> None:
+    """Compiled once for a shape: on a CPU sizes are known, and would be compiled for."""
+    compiled = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    moe = MoeMlp(8, 16, num_experts=4)
+    moe.compile(backend=count)
+    with torch.no_grad():
+        moe(torch.randn(2, 5, 8))
+        at_first = len(compiled)
+        for _ in range(4):
+            moe(torch.randn(2, 5, 8))
+    assert at_first > 0
+    assert len(compiled) == at_first

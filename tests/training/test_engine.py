@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2mkd_ray.data import Batches
-from m2mkd_ray.training import Classification, DeepSpeedConfig, Engine, TorchEngine, TrainConfig
+from m2mkd_ray.training import Classification, DeepSpeedConfig, Engine, TorchEngine, TrainConfig, seeded
 from m2mkd_ray.training.engine import deepspeed_config, micro_batches
 
 # A large epsilon: else AdamW turns the rounding of gradients that are zero by symmetry (attention's key biases) into
@@ -176,15 +176,19 @@ def test_saved_state_is_taken_up_bit_for_bit(
 @pytest.mark.filterwarnings(
     "ignore"
 )  # the compiler warns about torch's own code and non-leaf tensors that it looks at
-def test_compiled_blocks_take_the_same_steps(plain: Callable[[], Classification], feed: Batches) -> None:
-    engine = TorchEngine(plain(), CONFIG, compile=True)
-    for step in range(2):
-        take_step(engine, *feed[step][:2], lr=1e-2)
-    loop = TorchEngine(plain(), CONFIG)
-    for step in range(2):
-        take_step(loop, *feed[step][:2], lr=1e-2)
-    found, expected = (each.objective.trainable.state_dict() for each in (engine, loop))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+def test_compiled_blocks_take_the_same_steps(
+    drop_path: float, classification: Callable[..., Classification], feed: Batches
+) -> None:
+    """Stochastic depth draws the same, too."""
+    ended = []
+    for compile in (True, False):
+        engine = TorchEngine(classification(dropout=0, drop_path=drop_path), CONFIG, compile=compile)
+        for step in range(2):
+            with seeded(step):
+                take_step(engine, *feed[step][:2], lr=1e-2)
+        ended.append(engine.objective.trainable.state_dict())
+    torch.testing.assert_close(*ended, rtol=1e-4, atol=1e-6)
 
 
 def test_deepspeed_refuses_pure_bf16() -> None:
