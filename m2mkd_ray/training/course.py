@@ -31,7 +31,7 @@ class Member:
     config: TrainConfig
     session: Session
     seed: int
-    """Of dropout and drop path (with step and place in the global batch)."""
+    """Of dropout and drop path (with the step and the micro-batch's number, see `Course.accumulate`)."""
     validate: Callable[[], Mapping[str, float]] | None = None
     """Measured every `validate_every_epochs`, at step 0 and at the end; on rank 0 alone."""
     teacher_logits: Callable[[int], Tensor | None] | None = None
@@ -119,7 +119,9 @@ class Course:
     def accumulate(self, images: Tensor, targets: Tensor, part: int, num_parts: int, *, weight: float) -> None:
         """Take in micro-batch `part` of `num_parts`.
 
-        Its randomness follows from its place in the global batch, so part p of rank r is part r + w * p of one rank.
+        Its randomness follows from seed, step and the number r + w * p of part p of rank r of w. Where a micro-batch
+        is exactly a lane of the feed, that is the lane's number, and any number of ranks draws the same for the same
+        images. Otherwise other micro-batches or ranks make other draws for stochastic depth and dropout.
         """
         if part == 0 and self.member.teacher_logits is not None:
             self._logits = self._read(self.member.teacher_logits, images.device, num_parts)

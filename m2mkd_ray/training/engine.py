@@ -20,10 +20,15 @@ from m2mkd_ray.training.optim import TrainConfig, adamw
 
 
 class TrainPlacement(BaseModel, frozen=True, extra="forbid"):
-    """How a training is carried out; decides speed and memory, never the result (but for rounding)."""
+    """How a training is carried out; decides speed and memory, not what is learnt.
+
+    Results are equal bit for bit, but for `micro_batch`, the number of ranks and `compile`, with which they are equal
+    but for rounding; and, with stochastic depth or dropout, for the draws, which are made for a micro-batch. These
+    are the same with any number of ranks only where a micro-batch is exactly one of the feed's lanes.
+    """
 
     micro_batch: int | None = Field(None, gt=0)
-    """Most images at a time on a device; None: this rank's whole part of the batch."""
+    """Most images at a time on a device; None: this rank's whole part of the batch. Other parts, other draws."""
     data_workers: int = Field(0, ge=0)
     """Processes that decode images for a rank; 0 decodes in the training process."""
     checkpoint_every_s: float = Field(60, ge=0)

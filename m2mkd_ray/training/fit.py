@@ -5,7 +5,7 @@ gives the batch of a step, an engine takes the step, a session keeps checkpoints
 Because a batch and the randomness of a step follow from (seed, step), a training
 that was killed and taken up from a checkpoint ends with the same weights, bit for
 bit, as one that was not; and a member of a cohort ends with the weights that it
-would have alone.
+would have alone, with the same micro-batch.
 """
 
 import time

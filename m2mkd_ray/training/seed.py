@@ -1,7 +1,8 @@
 """Randomness as a function of named parts, never of what ran before.
 
-A step's dropout and drop path follow from (seed, step, rank) alone, so a run that
-was killed and resumed draws what one that was not would have drawn.
+A step's dropout and drop path follow from (seed, step, number of the micro-batch over
+all ranks) alone, so a run that was killed and resumed draws what one that was not would
+have drawn.
 """
 
 import hashlib
