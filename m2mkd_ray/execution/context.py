@@ -40,6 +40,10 @@ class Made:
     is_own: bool
     """Whether this worker made them itself, rather than taking what was made once for its node."""
 
+    def __post_init__(self) -> None:
+        for array in self.arrays:
+            array.flags.writeable = False
+
 
 class StageContext(Protocol):
     """The only door between a stage and the rest."""
@@ -72,8 +76,8 @@ class StageContext(Protocol):
 
     def elsewhere(self) -> Callable[[], "StageContext"]:
         """This stage's context in another process, on any node: what comes back is small and picklable, and gives it
-        when it is called there. Inputs, checkpoints and placement are the same; what is left below its `out` is not
-        kept."""
+        when it is called there. Inputs, checkpoints and placement are the same; what is left below its `out` goes
+        with it."""
 
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say how far the stage is, with what it measures; becomes `progress.json`. Cheap, throttled."""

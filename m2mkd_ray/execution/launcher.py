@@ -123,7 +123,9 @@ class LocalLauncher:
                 return []
             self._now = self._waiting.popleft()
             self._now.ends = run_cohort(self._now.jobs, self._now.store, here())
-            return [Started(job.address, here()) for job in self._now.jobs]
+            addresses = [job.address for job in self._now.jobs]
+            where = here() if len(addresses) == 1 else {**here(), "cohort": addresses}
+            return [Started(address, where) for address in addresses]
         seated = self._now
         assert seated.ends is not None
         end = next(seated.ends)

@@ -9,9 +9,9 @@ withdrawn. So nothing is bound to a process that may never come, and a lost work
 costs a start, not a place in the queue.
 
 An idle worker holds resources. It is kept only while nothing else could use its
-room: no seat of another shape, no placement group (the ranks of a Ray Train job),
-no autoscaler that would take its node back. A worker that met anything but an
-expected error is not used again.
+room: no seat of another shape, no placement group (the ranks of a Ray Train job).
+It is ended after `keep_idle_s` whatever happens, so that an autoscaler can take its
+node back then. A worker that met anything but an expected error is not used again.
 
 What Ray says comes through callbacks into one queue: `ray.wait` over hundreds of
 references costs milliseconds each time, and the driver has many ends a second.

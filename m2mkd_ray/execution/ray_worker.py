@@ -18,7 +18,7 @@ from m2mkd_ray.execution.context import Made, Maker
 from m2mkd_ray.execution.job import Job, Where, here
 from m2mkd_ray.execution.metrics import report_metrics
 from m2mkd_ray.execution.reports import End, raised
-from m2mkd_ray.execution.sharing import Hub, open_stream
+from m2mkd_ray.execution.sharing import Hub, shared_stream
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.execution.store import Store
 from m2mkd_ray.execution.worker import run_cohort
@@ -82,7 +82,7 @@ class OnNode:
 
     def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str) -> Iterator[Made]:
         """See `Around`."""
-        return open_stream(self._hub, self._node_id, key, maker, start, stop, consumer)
+        return shared_stream(self._hub, self._node_id, key, maker, start, stop, consumer)
 
     def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """See `Around`."""

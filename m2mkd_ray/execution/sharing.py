@@ -175,16 +175,6 @@ def start_hub(sharing: Sharing | None = None) -> Hub:
     return Hub(ray.remote(_Hub).options(**options).remote(sharing), sharing)
 
 
-def open_stream(
-    hub: Hub | None, node_id: str | None, key: str, maker: Maker, start: int, stop: int, consumer: str
-) -> Iterator[Made]:
-    """What `StageContext.stream` gives: shared on the node if there is a hub, else made in this process."""
-    if hub is None or node_id is None:
-        make = maker()
-        return (Made(_read_only(make(step)), is_own=True) for step in range(start, stop))
-    return shared_stream(hub, node_id, key, maker, start, stop, consumer)
-
-
 def shared_stream(
     hub: Hub, node_id: str, key: str, maker: Maker, start: int, stop: int, consumer: str
 ) -> Iterator[Made]:
@@ -198,7 +188,7 @@ def shared_stream(
     try:
         for step in range(start, stop):
             arrays = reader.shared(step)
-            yield Made(reader.own(step), is_own=True) if arrays is None else Made(_read_only(arrays), is_own=False)
+            yield Made(reader.own(step), is_own=True) if arrays is None else Made(arrays, is_own=False)
     finally:
         reader.leave()
 
@@ -236,7 +226,7 @@ class _Reader:
         """The step, made here."""
         if self._make is None:
             self._make = self._maker()
-        return _read_only(self._make(step))
+        return self._make(step)
 
     def leave(self) -> None:
         """Tell the hub that this consumer reads no more."""
@@ -298,12 +288,6 @@ class _Reader:
         if text not in self._said:
             self._said.add(text)
             logger.warning(text, self._name, *values)
-
-
-def _read_only(arrays: Arrays) -> Arrays:
-    for array in arrays:
-        array.flags.writeable = False
-    return arrays
 
 
 def _brief(error: Exception) -> str:

@@ -8,7 +8,7 @@ from m2mkd_ray.execution.locks import Owner, owner_of
 from m2mkd_ray.execution.stage import Metrics, Stage, in_order
 from m2mkd_ray.execution.store import Progress, Status, Store
 
-State = Literal["complete", "running", "partial", "absent", "blocked", "spoilt"]
+StageState = Literal["complete", "running", "partial", "absent", "blocked", "spoilt"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class StageStatus:
     name: str
     of: str
     address: str
-    state: State
+    state: StageState
     """running: a living driver has it. partial: the next run goes on with it. absent: the next run begins it.
     blocked: absent, and so is something that it needs. spoilt: the next run makes it anew."""
     step: int | None
@@ -73,7 +73,7 @@ def _is_open(attempts: Sequence[Mapping[str, Any]]) -> bool:
     return bool(attempts) and attempts[-1]["ended"] is None
 
 
-def _state(status: Status, is_running: bool, is_blocked: bool) -> State:
+def _state(status: Status, is_running: bool, is_blocked: bool) -> StageState:
     if status.state in ("complete", "spoilt"):
         return status.state
     if is_running:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -95,7 +96,10 @@ class WorkerContext:
 
 
 def _context_elsewhere(job: Job, store: Store) -> StageContext:
-    return WorkerContext(job, store, Path(tempfile.mkdtemp(prefix="elsewhere-")))
+    out = Path(tempfile.mkdtemp(prefix="elsewhere-"))
+    context = WorkerContext(job, store, out)
+    weakref.finalize(context, shutil.rmtree, out, ignore_errors=True)  # at the process's end at the latest
+    return context
 
 
 def run_job(job: Job, store: Store, where: Where, around: Around | None = None) -> Metrics:
@@ -120,9 +124,8 @@ def run_job(job: Job, store: Store, where: Where, around: Around | None = None) 
                 attempt.discard()
         except Exception:
             # A worker that was taken for lost but lives may find its files gone under it when the other is done.
-            if (metrics := _complete(job, store)) is None:
+            if (metrics := _of_a_faster_one(job, store)) is None:
                 raise
-            logger.info("%s was completed by another worker meanwhile", job.address)
             return metrics
 
 
@@ -174,9 +177,11 @@ def _each_that_leaves(attempts: Sequence["_Attempt"], store: Store) -> Iterator[
         if together is None:
             raise TypeError(f"{attempts[0].job.name} cannot run in a cohort: its stage has no `together`")
         for left in together([Member(attempt.job.config, attempt.context) for attempt in attempts]):
-            if (attempt := inside.pop(left.place, None)) is None:
+            if (attempt := inside.get(left.place)) is None:
                 raise ValueError(f"the function that runs the cohort told twice of place {left.place}, or of none")
-            yield _told(attempt.job, store, partial(_result, attempt, left))
+            end = _told(attempt.job, store, partial(_result, attempt, left))
+            del inside[left.place]  # not before there is something to tell of it
+            yield end
             attempt.discard()
         if inside:
             raise RuntimeError("the function that runs the cohort ended without a word about this member")
@@ -199,15 +204,29 @@ def _told(job: Job, store: Store, result: Callable[[], Metrics]) -> End:
     try:
         return Finished(job.address, result())
     except (Exception, SystemExit) as error:
-        if (metrics := _complete(job, store)) is not None:  # another worker was faster; see `run_job`
-            return Finished(job.address, metrics)
-        return raised(job.address, error)
+        metrics = _of_a_faster_one(job, store)
+        return raised(job.address, error) if metrics is None else Finished(job.address, metrics)
 
 
 def _complete(job: Job, store: Store) -> Metrics | None:
     """The metrics of a job's artifact, None if it is not complete."""
     status = store.status(job.address)
     return None if status.state != "complete" or status.manifest is None else status.manifest["metrics"]
+
+
+def _of_a_faster_one(job: Job, store: Store) -> Metrics | None:
+    """After an error: the metrics of the artifact that another worker has made meanwhile.
+
+    None if there is none, or if the store cannot be read: then the error is what there is to tell.
+    """
+    try:
+        metrics = _complete(job, store)
+    except Exception:
+        logger.warning("Whether %s is complete cannot be read", job.address, exc_info=True)
+        return None
+    if metrics is not None:
+        logger.info("%s was completed by another worker meanwhile", job.address)
+    return metrics
 
 
 class _Attempt:

@@ -50,14 +50,18 @@ def alone(steps: Sequence[int]) -> dict[str, str]:
 
 def test_members_are_committed_as_they_leave_and_are_what_they_are_alone(any_store: Store) -> None:
     plan = cohort([6, 2, 4])
+    together: list[list[str]] = []
     ended: list[tuple[str, list[str]]] = []
 
     def note(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            together.append(event.where["cohort"])
         if isinstance(event, StageEnded):
             ended.append((event.stage.name, sorted(any_store.addresses())))
 
     outcome = execute(plan, any_store, LocalLauncher(), on_event=note)
     assert states(outcome) == alone([6, 2, 4])
+    assert together == [[mate.address for mate in plan]] * 3
     assert ended == [
         ("chain-1", ["chain-1"]),
         ("chain-2", ["chain-1", "chain-2"]),

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from streamed import FLOATS, Maker, Read, Reader, digest
 
-from m2mkd_ray.execution.sharing import Hub, Sharing, open_stream, shared_stream, start_hub
+from m2mkd_ray.execution.sharing import Hub, Sharing, shared_stream, start_hub
 
 STEP_BYTES = 4 * FLOATS + 8
 SMALL = {"window_bytes": 1, "gather_s": 1.5}
@@ -312,12 +312,6 @@ def test_streams_of_other_keys_are_others(hub_of: Callable[..., Hub], tmp_path: 
     both = [shared_stream(hub, node, one.folder.name, one, 0, 5, "here") for one in makers]
     assert all(digest(a.arrays) == digest(b.arrays) for a, b in zip(*both))
     assert [len(one.calls()) for one in makers] == [5, 5]
-
-
-def test_without_sharing_all_is_made_in_this_process(maker: Maker) -> None:
-    made = list(open_stream(None, None, "key", maker, 2, 6, "here"))
-    assert [int(one.arrays[1][0]) for one in made] == [2, 3, 4, 5]
-    assert all(one.is_own and not one.arrays[0].flags.writeable for one in made)
 
 
 # Two nodes. Last, as it needs the process's connection for itself.

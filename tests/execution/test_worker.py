@@ -1,18 +1,23 @@
 """What a stage sees, and what it leaves."""
 
+import gc
 import json
+import pickle
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from toy import Number, add, number
+from toy import Number, add, cohort, number
 
-from m2mkd_ray.errors import ArtifactError
-from m2mkd_ray.execution import LocalLauncher, Metrics, Resources, Stage, StageContext, Store, execute
+from m2mkd_ray.errors import ArtifactError, StoreError
+from m2mkd_ray.execution import LocalLauncher, Metrics, Resources, Stage, StageContext, Status, Store, execute
 from m2mkd_ray.execution.job import here, job
-from m2mkd_ray.execution.worker import run_job
+from m2mkd_ray.execution.reports import Failed
+from m2mkd_ray.execution.worker import WorkerContext, run_cohort, run_job
 
 seen: dict[str, Any] = {}
 
@@ -77,6 +82,47 @@ def test_a_job_whose_artifact_another_worker_completes_gives_that_one(store: Sto
     stage = Stage("a", overtaken, Number())
     assert run_job(job(stage), store, here()) == {"total": 1}
     assert len(store.manifest(stage.address)["attempts"]) == 2
+
+
+class Unreadable(Store):
+    """Can be read no more as soon as a stage has run."""
+
+    has_run = False
+
+    def status(self, address: str, verify: bool = False) -> Status:
+        if self.has_run:
+            raise OSError("the disk is gone")
+        return super().status(address, verify)
+
+    def commit(self, address: str, prepared: Path, manifest: Mapping[str, Any]) -> Metrics:
+        self.has_run = True
+        raise StoreError("the store cannot be written")
+
+
+def test_the_first_error_is_told_if_the_store_cannot_be_read_after_it_either(tmp_path: Path) -> None:
+    store, plan = Unreadable(str(tmp_path / "one")), [job(number("a"))]
+    with pytest.raises(StoreError, match="cannot be written"):
+        run_job(plan[0], store, here())
+    ends = list(run_cohort(plan, Unreadable(str(tmp_path / "alone")), here()))
+    ends += run_cohort([job(one) for one in cohort([2, 3])], Unreadable(str(tmp_path / "both")), here())
+    assert [end.message for end in ends if isinstance(end, Failed)] == ["the store cannot be written"] * 3
+
+
+def test_without_sharing_all_is_made_in_this_process(store: Store, tmp_path: Path) -> None:
+    context = WorkerContext(job(number("a")), store, tmp_path)
+    made = list(context.stream("key", lambda: lambda step: (np.array([step]),), 2, 6))
+    assert [int(one.arrays[0][0]) for one in made] == [2, 3, 4, 5]
+    assert all(one.is_own and not one.arrays[0].flags.writeable for one in made)
+
+
+def test_the_folder_of_a_context_elsewhere_goes_with_it(store: Store, tmp_path: Path) -> None:
+    make = WorkerContext(job(number("a")), store, tmp_path).elsewhere()
+    context = pickle.loads(pickle.dumps(make))()
+    out = context.out
+    (out / "half").write_text("half")
+    del context
+    gc.collect()
+    assert not out.exists()
 
 
 def test_a_missing_need_is_an_error(store: Store) -> None:
