@@ -69,6 +69,7 @@ def test_pairs_in_a_cohort_end_with_the_bits_of_pairs_alone(settings: tuple[str,
         assert losses(together.folder(name)) == losses(alone.folder(name))
 
 
+@pytest.mark.slow
 def test_members_of_a_cohort_are_said_in_their_attempts(chain, run) -> None:
     ran = run(override(chain.recipe, ["placement.pairs.cohort=2"]))
     for name in PAIRS:
@@ -89,6 +90,7 @@ def test_a_cache_of_exact_logits_changes_neither_address_nor_bits(chain, run) ->
     assert metrics.get("teacher_calls", 0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "tolerance"), [("{kind: float16}", 5e-3), ("{kind: top_k, top_k: 4}", 0.2)])
 def test_a_cache_that_rounds_has_pairs_of_its_own_and_comes_close(format: str, tolerance: float, chain, run) -> None:
     plain = override(chain.recipe, VIEWS)

@@ -85,6 +85,7 @@ saver.wait()
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_in_mid_write_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED_IN_MID_WRITE, str(tmp_path)], env={**os.environ}, check=False)
     assert done.returncode == 9
