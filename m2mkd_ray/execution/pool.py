@@ -167,6 +167,7 @@ class Pool:
             self._end(worker)
         if self._hub is not None:
             self._hub.end()
+            self._hub = None
 
     # Workers and what they are given
 
