@@ -366,6 +366,9 @@ class TwoAtATime:
         free = 2 - sum(len(occupied.seat.stages) for occupied in view.occupied)
         return [Seat((stage,), stage.resources) for stage in ready[:free]]
 
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        return AsGiven().lacks(stage, view)
+
 
 def test_what_a_placer_leaves_out_waits_until_something_has_changed(store: Store) -> None:
     placer = TwoAtATime()

@@ -25,6 +25,7 @@ from m2mkd_ray.execution import (
     execute,
     plan_status,
 )
+from m2mkd_ray.execution.given import AsGiven
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
@@ -153,6 +154,9 @@ class OnTheLastNode:
         self.asked.append(sorted(stage.name for stage in ready))
         best = max(view.nodes, key=lambda node: node.resources.get("CPU", 0.0))
         return [Seat((stage,), stage.resources, best.id) for stage in ready]
+
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        return AsGiven().lacks(stage, view)
 
 
 def test_seats_on_a_node_that_goes_are_asked_for_anew(machines: Machines, store: Store) -> None:
