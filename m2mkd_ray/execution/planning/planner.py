@@ -40,8 +40,8 @@ PaLM, arXiv 2204.02311, table 3)."""
 PER_DOUBLING = 0.95
 """Efficiency of data parallel training for each doubling of devices, where nothing was measured."""
 START_S = 20.0
-"""What it takes until processes on several devices have found each other and loaded their models, so that short works
-stay on one (the ranks of a demo's fine-tuning take about so long)."""
+"""Assumed, not measured: what it takes until processes on several devices have found each other and loaded their
+models, so that short works stay on one."""
 _MANY = 100
 """Beyond so many works the longest first is good enough, and a run has many ends at which to ask again."""
 _LEAST_LEFT = 0.02
