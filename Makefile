@@ -41,7 +41,7 @@ $(INSTALLED): setup.cfg constraints.txt
 demo: $(INSTALLED)  ## the whole flow on real images: data to report, on this machine
 	$(BIN)/m2mkd run demo --store $(STORE)
 
-test: $(INSTALLED)  ## the default tests (about a minute; no Ray, no network)
+test: $(INSTALLED)  ## the default tests (about two minutes; no Ray, no network)
 	$(TEST)
 
 check: lint types test  ## what every commit passes: lint, types, test
@@ -53,7 +53,7 @@ lint: $(INSTALLED)  ## ruff: style and format
 types: $(INSTALLED)  ## mypy over the package
 	$(BIN)/mypy
 
-test-ray: $(INSTALLED)  ## tests on a local Ray (a few minutes)
+test-ray: $(INSTALLED)  ## tests on a local Ray (six minutes)
 	$(TEST) -m "ray and not slow and not chaos and not gpu"
 
 test-slow: $(INSTALLED)  ## the longer tests
