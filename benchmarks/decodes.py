@@ -77,8 +77,8 @@ class Reader:
     def shared(self, hub: Hub, counters: Path) -> dict[str, float]:
         node = ray.get_runtime_context().get_node_id()
 
-        def stream(key: str, maker: BatchMaker, start: int, stop: int) -> Iterator[Made]:
-            return shared_stream(hub, node, key, Counting(maker, counters), start, stop, "reader")
+        def stream(key: str, maker: BatchMaker, start: int, stop: int, workers: int) -> Iterator[Made]:
+            return shared_stream(hub, node, key, Counting(maker, counters), start, stop, "reader", workers)
 
         return self._read(SharedBatches(self.config, self.folder, stream))
 

@@ -9,10 +9,10 @@ all work over all speeds, or the longest stage on the fastest node.
 
 The fake nodes of a setting are the cores of up to --raylets real raylets, since 64
 raylets with their agents do not fit two cores; on mixed speeds all cores of a raylet
-have one speed. Workers are started before the clock (`start_s` tells how long it took);
-those of the killed ones are started within. Ray runs workers at niceness 15, which
-stands for nothing here, where 64 of them share what on a cluster are 64 machines: it is
-set to 0.
+have one speed, and the planner places the stages. Workers are started before the clock
+(`start_s` tells how long it took); those of the killed ones are started within. Ray
+runs workers at niceness 15, which stands for nothing here, where 64 of them share what
+on a cluster are 64 machines: it is set to 0.
 """
 
 import argparse
@@ -32,8 +32,10 @@ from rich.table import Table
 
 from benchmarks._fake import Machine, naps, roll_call
 from benchmarks._run import write
-from m2mkd_ray.execution import Event, Stage, StageStarted, Store, execute
+from m2mkd_ray.execution import Event, Placer, Stage, StageStarted, Store, execute
+from m2mkd_ray.execution.devices import device_type
 from m2mkd_ray.execution.ray_launcher import RayLauncher
+from m2mkd_ray.execution.works import Work
 
 SETTINGS = ((4, 1), (16, 4), (64, 16), (256, 32), (512, 64))
 """Stages and fake nodes."""
@@ -77,24 +79,26 @@ def measure(stages: int, nodes: int, seconds: float, raylets: int, is_mixed: boo
             "include_dashboard": False,
             "temp_dir": f"{folder}/ray",
             "_system_config": {"worker_niceness": 0},
+            "labels": _labels(0, is_mixed),
         }
         cluster = Cluster(initialize_head=True, head_node_args=head)
         for number in range(1, raylets):
-            cluster.add_node(num_cpus=(nodes * (number + 1)) // raylets - (nodes * number) // raylets)
+            cores = (nodes * (number + 1)) // raylets - (nodes * number) // raylets
+            cluster.add_node(num_cpus=cores, labels=_labels(number, is_mixed))
         cluster.wait_for_nodes()
         launcher = RayLauncher(cluster.address, keep_idle_s=600.0)
         try:
             speeds = {}
             if is_mixed:
-                speeds = {node.id: MIXED[i % len(MIXED)] for i, node in enumerate(launcher.nodes())}
+                speeds = {node.id: float(device_type(node)) for node in launcher.nodes()}
             lengths = [draw.uniform(0.2, 1.8) * seconds for _ in range(stages)]
             started = time.perf_counter()
             execute(roll_call(nodes), Store(f"{folder}/roll"), launcher).raise_for_failures()
             start_s = time.perf_counter() - started
             plan = naps(lengths, Machine(speeds=speeds))
-            killer = Killer(plan, speeds, draw)
+            killer, place = Killer(plan, speeds, draw), _planner(plan, lengths) if is_mixed else None
             started, cpu = time.perf_counter(), time.process_time()
-            execute(plan, Store(f"{folder}/store"), launcher, on_event=killer).raise_for_failures()
+            execute(plan, Store(f"{folder}/store"), launcher, on_event=killer, place=place).raise_for_failures()
             makespan, driver_cpu = time.perf_counter() - started, time.process_time() - cpu
             total_speed = sum(speeds.get(node.id, 1.0) * node.resources["CPU"] for node in launcher.nodes())
             bound = max(sum(lengths) / total_speed, max(lengths) / max(speeds.values(), default=1.0))
@@ -109,6 +113,23 @@ def measure(stages: int, nodes: int, seconds: float, raylets: int, is_mixed: boo
         "killed": killer.killed,
         "driver_cpu_s": driver_cpu,
     }
+
+
+def _labels(raylet: int, is_mixed: bool) -> dict[str, str]:
+    """Of a raylet: its speed is the type of its devices."""
+    return {"ray.io/node-group": str(MIXED[raylet % len(MIXED)])} if is_mixed else {}
+
+
+def _planner(plan: Sequence[Stage], lengths: Sequence[float]) -> Placer:
+    """The planner, which knows how long each stage takes on a node of each speed."""
+    from m2mkd_ray.execution.planner import Planner
+
+    return Planner(
+        {
+            stage.address: Work(stage.name, {str(speed): length / speed for speed in MIXED})
+            for stage, length in zip(plan, lengths, strict=True)
+        }
+    )
 
 
 def main() -> None:

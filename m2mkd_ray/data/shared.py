@@ -56,8 +56,9 @@ class Handed(Protocol):
         """Whether they were made in this process."""
 
 
-Stream = Callable[[str, BatchMaker, int, int], Iterator[Handed]]
-"""Gives `maker()(step)` for the steps `start` to `stop`, by (key, maker, start, stop); one key, one result."""
+Stream = Callable[[str, BatchMaker, int, int, int], Iterator[Handed]]
+"""Gives `maker()(step)` for the steps `start` to `stop`, by (key, maker, start, stop, workers); one key, one result.
+As many steps are made at the same time as `workers` says, one at least."""
 
 
 class SharedBatches:
@@ -99,9 +100,9 @@ class SharedBatches:
         Their memory may be shared with other processes: they must not be changed in place.
 
         Args:
-            num_workers: without effect, as the stream makes them ahead.
+            num_workers: processes that make them ahead, for all who read the stream; 0: one.
         """
-        for made in self._stream(self.key, self._maker, start, stop):
+        for made in self._stream(self.key, self._maker, start, stop, num_workers):
             self.own, self.handed = self.own + made.is_own, self.handed + (not made.is_own)
             batch = from_arrays(made.arrays)
             yield Batch(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch

@@ -66,12 +66,16 @@ class StageContext(Protocol):
     is_shared: bool
     """Whether other workers on this node may read the same streams."""
 
-    def stream(self, key: str, maker: Maker, start: int, stop: int) -> Iterator[Made]:
+    def stream(self, key: str, maker: Maker, start: int, stop: int, workers: int = 0) -> Iterator[Made]:
         """`maker()(step)` for the steps `start` to `stop` (exclusive), in order.
 
         Made once a node for all workers that ask for the same `key`, where there are several (`is_shared`). Who
         falls too far behind makes its own, and so does everyone whose node has nobody to share with: what comes
         out is the same.
+
+        Args:
+            workers: processes that make steps at the same time for the whole node, if more than one; without effect
+                where this worker makes its own.
         """
 
     def elsewhere(self) -> Callable[[], "StageContext"]:

@@ -19,6 +19,7 @@ references costs milliseconds each time, and the driver has many ends a second.
 
 import logging
 import queue
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -123,6 +124,7 @@ class Pool:
         self._next_look = 0.0
         self._hub: Hub | None = None
         """Of what workers share; there with the first seat that is handed out."""
+        self._has_hub_died = threading.Event()
         self._lost_starts: Counter[Shape] = Counter()
         """Workers that died while they started, since one of the shape last came up."""
 
@@ -216,13 +218,22 @@ class Pool:
 
     def _give(self, worker: _Worker, work: _Work) -> None:
         """Everything that the worker has to do is asked for at once, so that it never waits for the driver."""
-        self._hub = self._hub or start_hub()
-        worker.work = work
+        worker.work, hub = work, self._living_hub()
         pickled = ray.cloudpickle.dumps(list(work.jobs))
-        self._listen(worker, work, worker.actor.take.remote(pickled, list(work.inside), work.store, self._hub))
+        self._listen(worker, work, worker.actor.take.remote(pickled, list(work.inside), work.store, hub))
         for _ in work.inside:
             self._listen(worker, work, worker.actor.next.remote())
         worker.actor.rest.remote(self._prewarm)
+
+    def _living_hub(self) -> Hub:
+        """The hub, or another one if it died: workers that have begun do without, those that begin have it."""
+        if self._hub is None or self._has_hub_died.is_set():
+            if self._hub is not None:
+                logger.warning("What starts the shared streams died; another one takes its place")
+            self._hub, self._has_hub_died = start_hub(), threading.Event()
+            has_died = self._has_hub_died
+            self._hub.actor.life.remote().future().add_done_callback(lambda _: has_died.set())
+        return self._hub
 
     def _end(self, worker: _Worker) -> None:
         del self._workers[worker]

@@ -28,8 +28,8 @@ from m2mkd_ray.execution.store import Store
 logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 1_000_000_000
-"""Of a local Ray: room for the windows of shared batches. Stages exchange files; Ray's own default is 30 % of the
-memory."""
+"""Of a local Ray: ten windows of shared batches (`Sharing.window_bytes`), or one of steps of up to 100 MB with what
+its readers have in hand; what is over goes to disk. Stages exchange files; Ray's own default is 30 % of the memory."""
 _PROBE_TIMEOUT_S = 120.0
 _CONNECT_TIMEOUT_S = 10.0
 _SETTINGS = 4

@@ -80,9 +80,9 @@ class OnNode:
     def __init__(self, hub: Hub, node_id: str) -> None:
         self._hub, self._node_id = hub, node_id
 
-    def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str) -> Iterator[Made]:
+    def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str, workers: int) -> Iterator[Made]:
         """See `Around`."""
-        return shared_stream(self._hub, self._node_id, key, maker, start, stop, consumer)
+        return shared_stream(self._hub, self._node_id, key, maker, start, stop, consumer, workers)
 
     def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """See `Around`."""

@@ -64,15 +64,18 @@ class _Hub:
         self._ended = Counts()
         self._sweep: asyncio.Task | None = None
 
-    async def join(self, place: Place, maker: bytes, consumer: str, start: int, stop: int) -> Subscription | None:
+    async def join(
+        self, place: Place, maker: bytes, consumer: str, start: int, stop: int, workers: int
+    ) -> Subscription | None:
         """A place at a stream that has the step `start`; None if none can be started on the node."""
         self._sweep = self._sweep or asyncio.create_task(self._end_idle())
         async with self._locks[place]:
             for number, (other, stream) in list(self._streams.items()):
-                if other == place and await self._joins(number, stream, consumer, start, stop):
+                if other == place and await self._joins(number, stream, consumer, start, stop, workers):
                     return Subscription(number, stream)
             number, stream = self._start(place, maker)
-            return Subscription(number, stream) if await self._joins(number, stream, consumer, start, stop) else None
+            has_joined = await self._joins(number, stream, consumer, start, stop, workers)
+            return Subscription(number, stream) if has_joined else None
 
     async def leave(self, number: int, consumer: str) -> None:
         """A consumer reads no more; the last one's stream ends."""
@@ -80,22 +83,16 @@ class _Hub:
             return
         place, stream = self._streams[number]
         async with self._locks[place]:
-            try:
-                if await stream.leave.remote(consumer) == 0:
-                    await self._end(number, stream)
-            except ray.exceptions.RayError as error:
-                self._lost(number, error)
+            if await self._answer(number, stream.leave.remote(consumer)) == 0:
+                await self._end(number, stream)
 
     async def counts(self) -> Counts:
         """What all streams have done, those that ended too (but for those that died)."""
-        found: dict[int, Counts] = {}
-        for number, (_, stream) in list(self._streams.items()):
-            try:
-                found[number] = await stream.counts.remote()
-            except ray.exceptions.RayError as error:
-                self._lost(number, error)
+        asked = {number: stream.counts.remote() for number, (_, stream) in self._streams.items()}
+        answers = await asyncio.gather(*(self._answer(number, counts) for number, counts in asked.items()))
         # Those that ended meanwhile are counted among the ended.
-        return sum((found[number] for number in found if number in self._streams), self._ended)
+        found = zip(asked, answers, strict=True)
+        return sum((counts for number, counts in found if number in self._streams), self._ended)
 
     async def streams(self) -> list[tuple[Place, Any]]:
         """Place and handle of every stream."""
@@ -115,33 +112,42 @@ class _Hub:
         self._streams[self._numbers] = place, stream
         return self._numbers, stream
 
-    async def _joins(self, number: int, stream: Any, consumer: str, start: int, stop: int) -> bool:
-        try:
-            return await stream.join.remote(consumer, start, stop)
-        except ray.exceptions.RayError as error:
-            self._lost(number, error)
-            return False
+    async def life(self) -> None:
+        """Never answers: that it fails tells that the hub is gone."""
+        await asyncio.Event().wait()
 
-    def _lost(self, number: int, error: ray.exceptions.RayError) -> None:
+    async def _joins(self, number: int, stream: Any, consumer: str, start: int, stop: int, workers: int) -> bool:
+        return bool(await self._answer(number, stream.join.remote(consumer, start, stop, workers)))
+
+    async def _answer(self, number: int, reference: Any) -> Any | None:
+        """What a stream says; None if it died or says nothing for too long, and then it is lost."""
+        try:
+            return await asyncio.wait_for(reference, self._sharing.deadline_s)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            self._lost(number, error)
+            return None
+
+    def _lost(self, number: int, error: Exception) -> None:
         if (lost := self._streams.pop(number, None)) is not None:
-            logger.warning("The stream of %s on node %s is lost: %s", *reversed(lost[0]), _brief(error))
+            place, stream = lost
+            logger.warning("The stream of %s on node %s is lost: %s", *reversed(place), _brief(error))
+            ray.kill(stream)  # it may only be stuck, and its consumers wait
 
     async def _end(self, number: int, stream: Any) -> None:
-        counts = await stream.counts.remote()
-        self._ended += counts  # not `+= await`, which reads the sum before it waits
-        self._streams.pop(number, None)
-        ray.kill(stream)
+        counts = await self._answer(number, stream.counts.remote())
+        if counts is not None:
+            self._ended += counts  # not `+= await`, which reads the sum before it waits
+            self._streams.pop(number, None)
+            ray.kill(stream)
 
     async def _end_idle(self) -> None:
         while True:
             await asyncio.sleep(self._sharing.idle_s / 4)
             for number, (place, stream) in list(self._streams.items()):
                 async with self._locks[place]:
-                    try:
-                        if await stream.idle_s.remote() > self._sharing.idle_s:
-                            await self._end(number, stream)
-                    except ray.exceptions.RayError as error:
-                        self._lost(number, error)
+                    idle_s = await self._answer(number, stream.idle_s.remote())
+                    if idle_s is not None and idle_s > self._sharing.idle_s:
+                        await self._end(number, stream)
 
 
 @dataclass(frozen=True)
@@ -176,15 +182,16 @@ def start_hub(sharing: Sharing | None = None) -> Hub:
 
 
 def shared_stream(
-    hub: Hub, node_id: str, key: str, maker: Maker, start: int, stop: int, consumer: str
+    hub: Hub, node_id: str, key: str, maker: Maker, start: int, stop: int, consumer: str, workers: int = 0
 ) -> Iterator[Made]:
     """`maker()(step)` for the steps `start` to `stop` (exclusive), each made once on the node where it can be.
 
     Args:
         key: of what is made; one key, one result for a step.
         consumer: who reads, for people; several readers may have the same.
+        workers: processes that make steps at the same time, at least one; of all consumers, who asks for most counts.
     """
-    reader = _Reader(hub, (node_id, key), maker, stop, f"{consumer}-{uuid.uuid4().hex[:8]}")
+    reader = _Reader(hub, (node_id, key), maker, stop, f"{consumer}-{uuid.uuid4().hex[:8]}", workers)
     try:
         for step in range(start, stop):
             arrays = reader.shared(step)
@@ -196,8 +203,9 @@ def shared_stream(
 class _Reader:
     """The consumer's side of a stream: asks ahead, and finds another stream when one is lost."""
 
-    def __init__(self, hub: Hub, place: Place, maker: Maker, stop: int, name: str) -> None:
+    def __init__(self, hub: Hub, place: Place, maker: Maker, stop: int, name: str, workers: int) -> None:
         self._hub, self._place, self._maker, self._stop, self._name = hub, place, maker, stop, name
+        self._workers = workers
         self._make: Callable[[int], Arrays] | None = None
         self._subscription: Subscription | None = None
         self._asked: deque[tuple[int, Any]] = deque()
@@ -238,7 +246,7 @@ class _Reader:
         if step < self._join_at:
             return False
         asks = self._hub.actor.join.remote(
-            self._place, ray.cloudpickle.dumps(self._maker), self._name, step, self._stop
+            self._place, ray.cloudpickle.dumps(self._maker), self._name, step, self._stop, self._workers
         )
         try:
             self._subscription = ray.get(asks, timeout=self._hub.sharing.deadline_s)

@@ -33,7 +33,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 Arrays = tuple[np.ndarray, ...]
 
 _MIN_STEPS = 4
-"""Held whatever their size; with fewer, a maker and its consumers would wait for each other in turns."""
+"""Held if each is at most a quarter of the window's bytes, as this must be."""
+_MIN_LARGE_STEPS = 2
+"""Held whatever their size; with fewer, a maker and its consumers would wait for each other in turns. Where there are
+more hands, as many as these, or they would have nothing to do."""
 _REACH = 16
 """Steps by which a new consumer may be off the window. All consumers of a stream that died come back within it."""
 _TICK_S = 0.5
@@ -47,8 +50,8 @@ class Sharing(BaseModel, frozen=True, extra="forbid"):
     """How workers of a node share what is made; changes only speed and memory, never what is made."""
 
     window_bytes: int = Field(96_000_000, gt=0)
-    """Made arrays that a stream holds in the object store (at least 4 steps); each consumer adds what it has in
-    hand: up to `prefetch` steps and the one it works on."""
+    """Made arrays that a stream holds in the object store (at least 2 steps, and one for each hand); each consumer
+    adds what it has in hand: up to `prefetch` steps and the one it works on."""
     prefetch: int = Field(3, gt=0)
     """Steps that a consumer has asked for ahead."""
     patience_s: float = Field(20.0, gt=0)
@@ -60,7 +63,8 @@ class Sharing(BaseModel, frozen=True, extra="forbid"):
     idle_s: float = Field(300.0, gt=0)
     """A stream that nobody has asked for so long ends: its consumers are dead."""
     hands: int = Field(1, gt=0)
-    """Processes that make the steps of a stream; as many steps are made at the same time."""
+    """Fewest processes that make the steps of a stream, whatever its consumers ask for (`workers`); as many steps are
+    made at the same time."""
     cpus: float = Field(0.0, ge=0)
     """CPU cores that each hand reserves; 0 starts on a node that is full, as the workers' own loading would."""
 
@@ -153,8 +157,9 @@ class Stream:
 
     def __init__(self, maker: bytes, sharing: Sharing) -> None:
         self._pickled, self._sharing = maker, sharing
-        self._hands = [self._hand() for _ in range(sharing.hands)]
+        self._hands: list[Any] = []
         """Those that have nothing to do."""
+        self._num_hands = 0
         self._consumers: dict[str, _Consumer] = {}
         self._made: dict[int, _Step] = {}
         self._making: dict[int, asyncio.Task] = {}
@@ -169,8 +174,11 @@ class Stream:
         self._changed = asyncio.Condition()
         self._work: asyncio.Task | None = None
 
-    async def join(self, consumer: str, start: int, stop: int) -> bool:
-        """Whether the window has the step `start`, or will have it soon; if so, the consumer is waited for."""
+    async def join(self, consumer: str, start: int, stop: int, workers: int) -> bool:
+        """Whether the window has the step `start`, or will have it soon; if so, the consumer is waited for.
+
+        There are as many hands from now on as the consumer asks for (`workers`), or more.
+        """
         if self._low is None:
             self._low = self._first = start
             self._gathers_until = time.monotonic() + self._sharing.gather_s
@@ -180,6 +188,9 @@ class Stream:
         if not self._low <= start <= self._end + _REACH:
             return False
         self._consumers[consumer] = _Consumer(start, stop)
+        while self._num_hands < max(workers, self._sharing.hands):
+            self._hands.append(self._hand())
+            self._num_hands += 1
         await self._say()
         return True
 
@@ -320,7 +331,9 @@ class Stream:
     @property
     def _has_room(self) -> bool:
         coming = (len(self._making) + 1) * self._step_bytes
-        return len(self._made) + len(self._making) < _MIN_STEPS or self._held + coming <= self._sharing.window_bytes
+        is_large = self._step_bytes > self._sharing.window_bytes / _MIN_STEPS
+        fewest = max(_MIN_LARGE_STEPS, self._num_hands) if is_large else _MIN_STEPS
+        return len(self._made) + len(self._making) < fewest or self._held + coming <= self._sharing.window_bytes
 
     def _drop_before(self, slowest: int) -> None:
         """Drop steps that all have taken, oldest first, until there is room."""

@@ -39,7 +39,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 class Around(Protocol):
     """What is around a worker that is one of several on its node."""
 
-    def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str) -> Iterator[Made]:
+    def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str, workers: int) -> Iterator[Made]:
         """See `StageContext.stream`; `consumer` says who asks, for people."""
 
     def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
@@ -69,10 +69,10 @@ class WorkerContext:
         self.is_shared = around is not None
         self._around = around
 
-    def stream(self, key: str, maker: Maker, start: int, stop: int) -> Iterator[Made]:
+    def stream(self, key: str, maker: Maker, start: int, stop: int, workers: int = 0) -> Iterator[Made]:
         """See `StageContext`."""
         if self._around is not None:
-            return self._around.stream(key, maker, start, stop, self._address)
+            return self._around.stream(key, maker, start, stop, self._address, workers)
         make = maker()
         return (Made(make(step), is_own=True) for step in range(start, stop))
 

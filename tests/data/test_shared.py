@@ -29,7 +29,7 @@ class Handed:
     is_own: bool
 
 
-def elsewhere(key: str, maker: BatchMaker, start: int, stop: int) -> Iterator[Handed]:
+def elsewhere(key: str, maker: BatchMaker, start: int, stop: int, workers: int) -> Iterator[Handed]:
     """As from another process: pickled there and back, read only; every fourth step is the reader's own."""
     make, make_here = pickle.loads(pickle.dumps(maker))(), maker()
     for step in range(start, stop):
@@ -49,6 +49,19 @@ def test_batches_from_elsewhere_are_the_same_bit_for_bit(augmentation, rank, wor
     for step, batch in enumerate(shared.loader(5, 25), 5):
         assert all(map(torch.equal, batch, plain[step]))
     assert (shared.own, shared.handed) == (5, 15)
+
+
+def test_a_stream_is_asked_for_as_many_workers_as_the_loader(make_dataset):
+    asked = []
+
+    def stream(key: str, maker: BatchMaker, start: int, stop: int, workers: int) -> Iterator[Handed]:
+        asked.append(workers)
+        return elsewhere(key, maker, start, stop, workers)
+
+    shared = SharedBatches(feed(), make_dataset(100), stream)
+    list(shared.loader(0, 1, num_workers=3))
+    list(shared.loader(1, 2))
+    assert asked == [3, 0]
 
 
 def test_only_what_is_made_here_is_decoded_here(make_dataset):
@@ -124,7 +137,7 @@ def test_batches_from_a_nodes_feed_are_the_same_bit_for_bit(make_dataset, monkey
         try:
             hub, node = start_hub(), ray.get_runtime_context().get_node_id()
             shared = [
-                SharedBatches(config, folder, lambda *asked: shared_stream(hub, node, *asked, "a test"))
+                SharedBatches(config, folder, lambda *asked: shared_stream(hub, node, *asked[:4], "a test", asked[4]))
                 for _ in range(2)
             ]
             for step, pair in enumerate(zip(*(one.loader(3, 30) for one in shared), strict=True), 3):

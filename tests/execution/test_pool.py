@@ -171,6 +171,22 @@ def test_a_worker_that_died_while_it_was_idle_costs_nothing(make_pool: Callable[
     assert len(store.manifest(second.address)["attempts"]) == 1
 
 
+@pytest.mark.chaos
+def test_a_hub_that_died_is_replaced_when_the_next_seat_is_given(make_pool: Callable[..., Pool], store: Store) -> None:
+    pool, hubs = make_pool(), []
+    for value in range(3):
+        if value == 2:
+            ray.kill(hubs[-1].actor)
+            time.sleep(1.0)
+        pool.submit([job(number(f"n-{value}", value))], store, Shape(Resources(), None))
+        poll_until(pool, lambda reports: any(isinstance(report, Finished) for report in reports))
+        assert pool._hub is not None
+        hubs.append(pool._hub)
+    assert hubs[0] is hubs[1]
+    assert hubs[2] is not hubs[0]
+    assert hubs[2].counts().made == 0
+
+
 def test_a_worker_is_ended_when_it_was_idle_for_long(make_pool: Callable[..., Pool], store: Store) -> None:
     pool, stage = make_pool(keep_idle_s=0.5), number("a")
     pool.submit([job(stage)], store, Shape(stage.resources, None))

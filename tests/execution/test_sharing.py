@@ -20,7 +20,7 @@ from m2mkd_ray.execution.sharing import Hub, Sharing, shared_stream, start_hub
 
 STEP_BYTES = 4 * FLOATS + 8
 SMALL = {"window_bytes": 1, "gather_s": 1.5}
-"""A window of four steps, the fewest."""
+"""A window of two steps, the fewest."""
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,13 @@ def test_the_fastest_waits_for_the_slowest_at_the_windows_end(hub_of: Callable[.
     goes = fast.read.remote(hub, maker, 0, 30, {})
     wait_for(lambda: ray.get(slow.at.remote()) == 5)
     time.sleep(1.0)
-    assert ray.get(fast.at.remote()) <= 5 + 1 + 4
-    assert len(maker.calls()) <= 5 + 2 + 4
+    assert ray.get(fast.at.remote()) <= 5 + 1 + 2
+    assert len(maker.calls()) <= 5 + 2 + 2
     for seen in ray.get([waits, goes], timeout=60):
         assert is_as_alone(seen, maker, 0, 30)
         assert not any(one.is_own for one in seen)
     assert len(maker.calls()) == 30
-    assert hub.counts().peak_bytes <= 5 * STEP_BYTES
+    assert hub.counts().peak_bytes <= 3 * STEP_BYTES
 
 
 @pytest.mark.ray
@@ -236,6 +236,53 @@ def test_several_hands_make_steps_at_the_same_time(hub_of: Callable[..., Hub], t
     assert len(maker.calls()) == 30
     assert len({call.name.split("-")[1] for call in maker.calls()}) == 3
     assert seen[-1].at - seen[8].at < 0.5 * 0.3 * 21
+
+
+@pytest.mark.ray
+def test_there_are_as_many_hands_as_any_reader_asks_for(hub_of: Callable[..., Hub], tmp_path: Path) -> None:
+    maker = Maker(tmp_path, sleep_s=0.3)
+    hub, node = hub_of(gather_s=0.1, window_bytes=1), ray.get_runtime_context().get_node_id()
+
+    def hands() -> set[str]:
+        return {call.name.split("-")[1] for call in maker.calls()}
+
+    first = shared_stream(hub, node, "key", maker, 0, 60, "first", 2)
+    steps = [digest(next(first).arrays) for _ in range(9)]
+    assert len(hands()) == 2
+    second = shared_stream(hub, node, "key", maker, 14, 60, "second", 4)  # who comes later asks for more
+    assert not next(second).is_own
+    steps += [digest(next(first).arrays) for _ in range(9, 15)]
+    for step, pair in enumerate(zip(first, second), 15):
+        assert digest(pair[0].arrays) == digest(pair[1].arrays)
+        assert not any(one.is_own for one in pair)
+        if step == 30:
+            break
+    assert len(hands()) == 4
+    assert len(streams(hub)) == 1
+    rng = np.random.default_rng
+    assert steps == [digest((rng(step).random(FLOATS, dtype=np.float32), np.array([step]))) for step in range(15)]
+    first.close()
+    second.close()
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_a_stream_that_is_stuck_is_replaced_and_holds_up_nobody_who_joins(
+    hub_of: Callable[..., Hub], maker: Maker
+) -> None:
+    hub, node = hub_of(deadline_s=4.0), ray.get_runtime_context().get_node_id()
+    first = shared_stream(hub, node, "key", maker, 0, 300, "first")
+    next(first)
+    (stuck,) = streams(hub)
+    pid = ray.get(stuck.pids.remote())[0]
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert ray.get(hub.actor.join.remote((node, "key"), ray.cloudpickle.dumps(maker), "second", 1, 9, 0), timeout=20)
+    assert 3.0 < time.monotonic() - began < 15.0
+    (stream,) = streams(hub)
+    assert stream != stuck
+    wait_for(lambda: not is_alive(pid))
+    assert any(not made.is_own for made in first)  # it finds the other one
 
 
 @pytest.mark.ray
