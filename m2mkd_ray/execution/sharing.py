@@ -91,8 +91,11 @@ class _Hub:
         asked = {number: stream.counts.remote() for number, (_, stream) in self._streams.items()}
         answers = await asyncio.gather(*(self._answer(number, counts) for number, counts in asked.items()))
         # Those that ended meanwhile are counted among the ended.
-        found = zip(asked, answers, strict=True)
-        return sum((counts for number, counts in found if number in self._streams), self._ended)
+        total = self._ended
+        for number, counts in zip(asked, answers, strict=True):
+            if counts is not None and number in self._streams:
+                total += counts
+        return total
 
     async def streams(self) -> list[tuple[Place, Any]]:
         """Place and handle of every stream."""
