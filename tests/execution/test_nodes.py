@@ -98,7 +98,7 @@ def test_when_its_node_is_lost_a_stage_waits_with_a_reason_and_is_given_up(machi
         if isinstance(event, StageStarted) and event.stage.name == "first":
             machines.remove(node)
 
-    plan = [big("first", 1, sleep_s=30.0), big("second", 2), number("small", 3, Pace(sleep_s=5.0))]
+    plan = [big("first", 1, sleep_s=30.0), big("second", 2), number("small", 3, Pace(sleep_s=3.0))]
     outcome = execute(plan, store, machines.launcher, on_event=lose, wait_timeout_s=4.0)
     assert [done.stage.name for done in outcome.complete] == ["small"]  # siblings go on
     assert [(failure.stage.name, failure.kind) for failure in outcome.failed] == [
