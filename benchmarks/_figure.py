@@ -39,7 +39,7 @@ def main() -> None:
     axes = figure.add_subplot()
     for place, (_, value, bound, share, is_held) in enumerate(reversed(rows)):
         axes.barh(place, share, color=HELD if is_held else MISSED, height=0.6)
-        axes.text(share + 0.02, place, f"{value:.3g}  (bound {bound:g})", va="center", fontsize=9)
+        axes.text(max(share, 1.0) + 0.02, place, f"{value:.3g}  (bound {bound:g})", va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)], fontsize=9)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xlim(0, max(1.6, max(row[3] for row in rows) + 0.35))
