@@ -94,11 +94,6 @@ def files_of(durable: str) -> tuple[fs.FileSystem, str]:
     return fs.FileSystem.from_uri(durable) if "://" in durable else (fs.LocalFileSystem(), durable)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
-    return next(module.parameters()).device
-
-
 def validator(
     model: nn.Module, training: Training, placement: TrainPlacement, device: torch.device
 ) -> Callable[[], Mapping[str, float]]:
