@@ -29,6 +29,8 @@ from m2mkd_ray.stages.parts import Training
 TRAINED = 2
 """Version of the stages that train, and of those that look at mixtures. 2: AdamW is fused on CPUs, each micro-batch
 has its own seed, the block before a head is computed for the class token, experts are run one by one on a CPU."""
+INCUBATED = 3
+"""Version of the stages that run modules in the meta model. 3: that block makes no keys and values of all tokens."""
 
 
 def training(recipe: Recipe, phase: Phase) -> Training:
@@ -118,7 +120,7 @@ def incubation(
         {**needs, **({} if is_exact else read)},
         resources=placement.resources if placement.ranks == 1 else recipe.placement.driver,
         placement=placement,
-        version=TRAINED,
+        version=INCUBATED,
         of=recipe.name,
         aids=read if is_exact else {},
         together=incubate.together if placement.ranks == 1 else None,
@@ -161,6 +163,7 @@ def _teaching(recipe: Recipe, format: LogitsFormat, index: int, needs: Mapping[s
         needs,
         placement.resources,
         placement,
+        version=INCUBATED,
         of=recipe.name,
         together=logits.together,
         mates=_mates(config.feed, config.precision, needs),

@@ -1,15 +1,19 @@
 """The last block of a ViT that reads the class token alone, computed for that token alone.
 
 The head looks at one token of L, so of the last block's output the others are never used, and no gradient comes back
-to them. Keys and values of all tokens are needed; queries, projection and MLP (a mixture's routing too) of the class
-token only. What comes out is the same but for rounding, for about a sixth of the block's work. It pays in a hybrid:
-the meta model's blocks are few, and its last one is run forward for the teacher, forward and backward for the student.
+to them. Queries, projection and MLP (a mixture's routing too) are needed of the class token only. Nor are keys and
+values of all tokens: with one query a head, W_k goes to the query's side of q . (W_k x_l + b_k), where b_k adds the
+same to all l and falls out of the softmax, and W_v to the other side of the sum over l (as DeepSeek-V2 absorbs them,
+arXiv 2405.04434, section 2.1.2). What comes out is the same but for rounding; of the block's work at ViT-L a hundredth
+is left. It pays in a hybrid: the meta model's blocks are few, and its last one is run forward for the teacher, forward
+and backward for the student.
 
 B = images, L = tokens, D = width, H = heads
 """
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
@@ -37,8 +41,8 @@ class ClassTokenBlock(Block):
 def class_token_alone(module: nn.Module) -> nn.Module:
     """The module, with its last block computed for the class token alone where only that is read.
 
-    Shares all parameters, under the same names. A module without head, or of a ViT that pools over tokens, comes back
-    as it is.
+    Shares all parameters, under the same names. A module without head, of a ViT that pools over tokens, or whose
+    attention norms its keys or drops some of its shares, comes back as it is.
     """
     layers = [*module.children()]
     if not isinstance(module, nn.Sequential) or len(layers) < 2:
@@ -46,25 +50,27 @@ def class_token_alone(module: nn.Module) -> nn.Module:
     *before, block, head = layers
     if not isinstance(head, Head) or head.global_pool != "token":
         return module
-    if type(block) is not Block or type(block.attn) is not Attention or block.attn.gate is not None:
+    if type(block) is not Block or type(block.attn) is not Attention or not _is_plain(block.attn):
         return module
     return nn.Sequential(*before, ClassTokenBlock(block), head).train(module.training)
 
 
+def _is_plain(attention: Attention) -> bool:
+    is_as_it_comes = isinstance(attention.q_norm, nn.Identity) and isinstance(attention.k_norm, nn.Identity)
+    return is_as_it_comes and attention.gate is None and attention.attn_drop.p == 0
+
+
 def _attend_from_first(attention: Attention, tokens: Tensor) -> Tensor:
     """The first token's row of the attention over tokens (B, L, D): (B, 1, D)."""
-    width, bias = attention.attn_dim, attention.qkv.bias
-    of_query, of_rest = (None, None) if bias is None else bias.split([width, 2 * width])
-    for_query, for_rest = attention.qkv.weight.split([width, 2 * width])
-    query = F.linear(tokens[:, :1], for_query, of_query).unflatten(-1, (attention.num_heads, -1))  # (B, 1, H, D / H)
-    rest = F.linear(tokens, for_rest, of_rest).unflatten(-1, (2, attention.num_heads, -1))  # (B, L, 2, H, D / H)
-    keys, values = rest.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
-    found = F.scaled_dot_product_attention(
-        attention.q_norm(query.transpose(1, 2)),
-        attention.k_norm(keys),
-        values,
-        dropout_p=attention.attn_drop.p if attention.training else 0.0,
-    )  # (B, H, 1, D / H)
-    together = attention.norm(found.transpose(1, 2).flatten(-2))  # (B, 1, D)
-    projected: Tensor = attention.proj_drop(attention.proj(together))
+    width, heads, bias = attention.attn_dim, attention.num_heads, attention.qkv.bias
+    of_query, _, of_values = (None, None, None) if bias is None else bias.split(width)
+    for_query, for_keys, for_values = attention.qkv.weight.split(width)
+    query = F.linear(tokens[:, 0], for_query, of_query).unflatten(-1, (heads, -1))  # (B, H, D / H)
+    query = torch.einsum("bhd,hdw->bhw", query, for_keys.unflatten(0, (heads, -1)))  # (B, H, D)
+    # One head of H queries, each as wide as the tokens, that are its keys and its values.
+    seen = tokens.to(query.dtype).unsqueeze(1)  # (B, 1, L, D)
+    mixed = F.scaled_dot_product_attention(query.unsqueeze(1), seen, seen, scale=attention.scale)  # (B, 1, H, D)
+    found = torch.einsum("bhw,hdw->bhd", mixed.squeeze(1), for_values.unflatten(0, (heads, -1)))  # (B, H, D / H)
+    found = found.flatten(1) if of_values is None else found.flatten(1) + of_values  # (B, D)
+    projected: Tensor = attention.proj_drop(attention.proj(attention.norm(found.unsqueeze(1))))
     return projected

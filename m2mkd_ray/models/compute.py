@@ -12,7 +12,7 @@ from functools import cache
 from typing import Literal, cast
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -167,9 +167,9 @@ def _block_macs(model: VisionTransformer, index: int) -> float:
 
 
 def _class_token_macs(model: VisionTransformer, index: int) -> float:
-    """2 L D^2 for keys and values, then one token's: 2 D^2 + 2 D H k + 2 L D."""
-    num_tokens, width, of_mlp = _num_tokens(model), model.embed_dim, _mlp_macs(model, index)
-    return 2 * num_tokens * width**2 + 2 * width**2 + of_mlp + 2 * num_tokens * width
+    """4 D^2 + 2 D H k of one token, and 2 h L D for its h heads' way over all of them."""
+    width, heads = model.embed_dim, cast(Attention, model.blocks[index].attn).num_heads
+    return 4 * width**2 + _mlp_macs(model, index) + 2 * heads * _num_tokens(model) * width
 
 
 def _num_tokens(model: VisionTransformer) -> int:
