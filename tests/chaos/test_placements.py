@@ -1,21 +1,18 @@
 """Real pairs on a real Ray, placed in every way and disturbed: the same bits as one after another in one process."""
 
-import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small import hashes, small_demo
+from small import PAIRS, Killer, beginning, hashes, small_demo
 
-from m2mkd_ray.execution import Event, LocalLauncher, StageProgress, StageRetried, Store, execute
+from m2mkd_ray.execution import Event, LocalLauncher, StageProgress, Store, execute
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.pipeline import plan
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
-PAIRS = ("pair-0", "pair-1", "pair-2", "pair-3")
 FILE = "module.safetensors"
 VIEWS = ("pairs.views=4", "pairs.epochs=12", "placement.pairs.micro_batch=32")
 
@@ -28,28 +25,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def launcher() -> Iterator[RayLauncher]:
     with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
         launcher = RayLauncher(num_cpus=4, temp_dir=folder)
         yield launcher
         launcher.close()
-
-
-class Killer:
-    """Kills the worker of a stage, once, when it has reported a step."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        self.stage, self.step, self.killed = stage, step, False
-        self.retried: set[str] = set()
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, StageRetried):
-            self.retried.add(event.stage.name)
-        is_due = isinstance(event, StageProgress) and event.stage.name == self.stage and not self.killed
-        if is_due and event.progress.step >= self.step:
-            os.kill(event.progress.pid, signal.SIGKILL)
-            self.killed = True
 
 
 def test_cohorts_that_share_batches_and_read_exact_logits_and_lose_a_worker(
@@ -59,9 +40,9 @@ def test_cohorts_that_share_batches_and_read_exact_logits_and_lose_a_worker(
     recipe = small_demo(
         *VIEWS, "pairs.cache={kind: float32}", "placement.pairs.cohort=2", "placement.pairs.share_feed=true"
     )
-    store, killer = Store(str(tmp_path / "store")), Killer("pair-0", step=20)
+    store, killer = beginning(plain, recipe, tmp_path / "store"), Killer("pair-0", step=20)
     execute(plan(recipe), store, launcher, until=PAIRS, on_event=killer).raise_for_failures()
-    assert killer.killed
+    assert killer.killed_at is not None
     assert len(killer.retried) == 2  # the whole cohort, and nobody else
     stages = {stage.name: stage for stage in plan(recipe)}
     for name in PAIRS:
@@ -75,7 +56,8 @@ def test_cohorts_that_share_batches_and_read_exact_logits_and_lose_a_worker(
 
 def test_pairs_side_by_side_share_their_batches(plain: Store, launcher: RayLauncher, tmp_path: Path) -> None:
     """Four workers on one node: together they make hardly more batches than one of them would."""
-    recipe, store = small_demo(*VIEWS, "placement.pairs.share_feed=true"), Store(str(tmp_path / "store"))
+    recipe = small_demo(*VIEWS, "placement.pairs.share_feed=true")
+    store = beginning(plain, recipe, tmp_path / "store")
     execute(plan(recipe), store, launcher, until=PAIRS).raise_for_failures()
     assert hashes(store, recipe, set(PAIRS), FILE) == hashes(plain, recipe, set(PAIRS), FILE)
     stages = {stage.name: stage for stage in plan(recipe)}
@@ -87,7 +69,7 @@ def test_pairs_side_by_side_share_their_batches(plain: Store, launcher: RayLaunc
 def test_a_pair_on_two_ranks_ends_with_the_bits_of_one(plain: Store, launcher: RayLauncher, tmp_path: Path) -> None:
     """A rank a lane against one process that takes lane by lane."""
     recipe = small_demo(*VIEWS, "placement.pairs.ranks=2")
-    store = Store(str(tmp_path / "store"))
+    store = beginning(plain, recipe, tmp_path / "store")
     execute(plan(recipe), store, launcher, until=["pair-1"]).raise_for_failures()
     assert hashes(store, recipe, {"pair-1"}, FILE) == hashes(plain, small_demo(*VIEWS), {"pair-1"}, FILE)
 
@@ -96,7 +78,7 @@ def test_a_pair_that_was_killed_on_two_ranks_goes_on_on_one(
     plain: Store, launcher: RayLauncher, tmp_path: Path
 ) -> None:
     recipe = small_demo(*VIEWS, "placement.pairs.ranks=2")
-    store = Store(str(tmp_path / "store"))
+    store = beginning(plain, recipe, tmp_path / "store")
     (pair,) = (stage for stage in plan(recipe) if stage.name == "pair-1")
 
     def stop_after_a_checkpoint(event: Event) -> None:
