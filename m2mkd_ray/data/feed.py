@@ -159,7 +159,8 @@ class Batches(Dataset[Batch]):
         self._lanes = Lanes(groups, config.lanes, config.shuffle_window, config.seed)
         augmentation, size = config.augmentation, config.img_size
         self._transform = train_transform(augmentation, size)
-        self._pixels = Pixels(self._rows, size, eval_transform(size, augmentation), used, name=config.split)
+        to_size = eval_transform(size, augmentation)
+        self._pixels = Pixels(self._rows, size, to_size, used, name=config.split, on_demand=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -207,8 +208,6 @@ class Batches(Dataset[Batch]):
         """A copy that may read in another thread; it shares the pixels that are kept."""
         other = copy.copy(self)
         other._rows, other._lanes = copy.copy(self._rows), copy.copy(self._lanes)  # without their caches
-        if self._keeps_pixels:
-            self._pixels(np.zeros(0, np.int64))
         return other
 
     def loader(

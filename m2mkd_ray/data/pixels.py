@@ -62,7 +62,7 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 
 
 class Pixels:
-    """Rows of a split as uint8 (n, H, W, C) after `transform`; C is 1 only if all of them are grey."""
+    """Rows of a split as uint8 (n, H, W, C) after `transform`; C is 1 if all of them are grey, and are kept."""
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Pixels:
         used: np.ndarray,
         *,
         name: str,
+        on_demand: bool = False,
         small: int = SMALL,
     ) -> None:
         """
@@ -79,34 +80,45 @@ class Pixels:
             transform: an image in mode L or RGB to uint8 (C, H, W).
             used: numbers of the rows that will be asked for, ascending.
             name: of the split, for messages.
+            on_demand: decode a row when it is first asked for, and have C of 1 if all rows of a call are grey. Else
+                all rows are decoded when the first one is asked for, and C is 1 if all of them are grey.
             small: keep them in memory if they take up to this many bytes.
         """
         self._rows, self._transform, self._used = rows, transform, used
-        self._name = name
+        self._name, self._on_demand = name, on_demand
         self.are_kept = len(used) * img_size * img_size * 3 <= small
-        """Whether the split is small, so that all its rows are decoded when the first is asked for, and kept."""
-        self._kept: np.ndarray | None = None
+        """Whether the split is small, so that rows are decoded once and kept."""
+        self._kept: dict[int, np.ndarray] = {}
         self.decodes = 0
         """Images that were decoded in this process."""
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": None, "decodes": 0}
+        return {**self.__dict__, "_kept": {}, "decodes": 0}
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """uint8 (len(indices), H, W, C)."""
         if not self.are_kept:
             return self.decoded(indices, self._rows.read(indices))
-        if self._kept is None:
-            self._kept = self.decoded(self._used, self._rows.read(self._used))
-        return self._kept[np.searchsorted(self._used, indices)]
+        asked = np.unique(indices) if self._on_demand else self._used
+        missing = [row for row in asked.tolist() if row not in self._kept]
+        if missing:
+            self._kept.update(zip(missing, self._each(missing, self._rows.read(missing))))
+        wanted = [self._kept[row] for row in indices.tolist()]
+        is_grey = all(array.shape[-1] == 1 for array in (wanted if self._on_demand else self._kept.values()))
+        return np.stack(wanted) if is_grey else _in_colour(wanted)
 
-    def decoded(self, indices: np.ndarray, images: Sequence[bytes]) -> np.ndarray:
-        """The same of rows that were read already: `images` are theirs, encoded."""
+    def decoded(self, indices: Sequence[int] | np.ndarray, images: Sequence[bytes]) -> np.ndarray:
+        """Rows that were read already, as uint8 (len(indices), H, W, 3): `images` are theirs, encoded."""
+        return _in_colour(self._each(indices, images))
+
+    def _each(self, indices: Sequence[int] | np.ndarray, images: Sequence[bytes]) -> list[np.ndarray]:
         arrays = [
             self._transform(decode(image, f"Row {index} of split {self._name}")).permute(1, 2, 0).numpy()
             for index, image in zip(indices, images, strict=True)
         ]
         self.decodes += len(arrays)
-        if self.are_kept and all(array.shape[-1] == 1 for array in arrays):
-            return np.stack(arrays)
-        return np.stack([np.broadcast_to(array, (*array.shape[:2], 3)) for array in arrays])
+        return arrays
+
+
+def _in_colour(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack([np.broadcast_to(array, (*array.shape[:2], 3)) for array in arrays])

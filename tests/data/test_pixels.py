@@ -121,3 +121,14 @@ def test_kept_and_fresh_pixels_are_the_same(shape, make_dataset):
     assert fresh(wanted).shape == (4, 8, 8, 3)
     assert np.array_equal(np.broadcast_to(kept(wanted), (4, 8, 8, 3)), fresh(wanted))
     assert np.array_equal(kept(wanted)[0].squeeze(), np.asarray(decode(rows.read([30])[0])))
+
+
+def test_rows_on_demand_are_decoded_when_they_are_asked_for_and_once(make_dataset):
+    rows = make_dataset(60, (8, 8)).rows("train")
+    transform, used = eval_transform(8, Augmentation(kind="light")), np.arange(10, 50)
+    ahead, lazy = (Pixels(rows, 8, transform, used, name="train", on_demand=on_demand) for on_demand in (False, True))
+    wanted = np.array([30, 11, 49, 30])
+    assert np.array_equal(lazy(wanted), ahead(wanted))
+    assert (lazy.decodes, ahead.decodes) == (3, 40)
+    assert np.array_equal(lazy(np.array([12, 11])), ahead(np.array([12, 11])))
+    assert (lazy.decodes, ahead.decodes) == (4, 40)
