@@ -425,30 +425,21 @@ def test_the_doctor_says_what_is_there_and_what_to_do(m2mkd, tmp_path, monkeypat
 
 
 @pytest.mark.ray
-def test_the_whole_flow_on_ray_and_deepspeed(tiny, tmp_path):
-    command = [sys.executable, "-m", "m2mkd_ray", "run", str(tiny), "--num-cpus", "2", "--json"]
-    command += ["--set", "placement.finetune.engine=deepspeed", "--set", "placement.finetune.num_workers=2"]
-    command += ["--set", "baselines=[]"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    (tuned,) = (stage for stage in result["stages"] if stage["name"] == "finetune")
-    assert tuned["metrics"]["num_ranks"] == 2
-    assert Path(result["report"]).is_file()
-    assert (Path(result["export"]) / "model.safetensors").is_file()
-
-
-@pytest.mark.ray
-def test_a_planned_run_measures_first_and_comes_to_its_end_on_ray(tiny, tmp_path):
+def test_the_whole_flow_on_ray_and_deepspeed_measured_and_planned(tiny, tmp_path):
     command = [sys.executable, "-m", "m2mkd_ray", "run", str(tiny), "--num-cpus", "2", "--json"]
     command += ["--placement", "auto", "--set", "baselines=[]"]
+    command += ["--set", "placement.finetune.engine=deepspeed", "--set", "placement.finetune.num_workers=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    outcomes = []
+    results = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
         assert done.returncode == 0, done.stderr
-        outcomes.append({stage["outcome"] for stage in json.loads(done.stdout)["stages"]})
-    assert outcomes[0] <= {"complete", "reused"}  # the data set was looked at for the profile
-    assert outcomes[1] == {"reused"}
+        results.append(json.loads(done.stdout))
+    first, second = ({stage["outcome"] for stage in result["stages"]} for result in results)
+    assert first <= {"complete", "reused"}  # the data set was looked at for the profile
+    assert second == {"reused"}
     assert any(name.startswith("profile-cpu") for name in Store(str(tmp_path / "runs")).addresses())
+    (tuned,) = (stage for stage in results[0]["stages"] if stage["name"] == "finetune")
+    assert tuned["metrics"]["num_ranks"] == 2
+    assert Path(results[0]["report"]).is_file()
+    assert (Path(results[0]["export"]) / "model.safetensors").is_file()
