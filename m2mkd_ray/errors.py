@@ -10,6 +10,7 @@
     │   └── LockedError           another driver is at work on the same artifacts
     ├── ClusterError              Ray cannot be reached, or has not what the plan asks for
     ├── TrainingError             training cannot go on (a loss that is not finite, a stall)
+    ├── PreemptedError            a stage left a node that is being drained; it goes on elsewhere
     └── RunError                  stages failed; lists what is complete, what failed and why
 
 Every message says what was being done, to what, what was found, what was
@@ -60,6 +61,10 @@ class ClusterError(M2mkdError):
 
 class TrainingError(M2mkdError):
     """Training cannot go on."""
+
+
+class PreemptedError(M2mkdError):
+    """A stage left a node that is being drained, with a checkpoint; no failure, as it goes on elsewhere."""
 
 
 class RunError(M2mkdError):

@@ -23,6 +23,7 @@ from m2mkd_ray.commands.session import (
 
 if TYPE_CHECKING:
     from m2mkd_ray.execution import Event, Launcher, Outcome, Stage, Store
+    from m2mkd_ray.execution.ahead import Ahead
     from m2mkd_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,17 @@ WaitTimeout = Annotated[
 ]
 
 
+LeadTime = Annotated[
+    float,
+    typer.Option(
+        "--ahead",
+        metavar="SECONDS",
+        min=0,
+        help="Ask an autoscaler for a stage's nodes so long before it is expected to become ready; 0: when it is.",
+    ),
+]
+
+
 class LauncherName(StrEnum):
     """Who runs the stages."""
 
@@ -84,6 +96,7 @@ def run(
     placement: PlacementName = "given",
     stall_timeout: StallTimeout = 1800.0,
     wait_timeout: WaitTimeout = 3600.0,
+    ahead: LeadTime = 300.0,
     verify: Annotated[
         bool, typer.Option("--verify", help="First compare complete artifacts with their hashes.")
     ] = False,
@@ -118,6 +131,7 @@ def run(
                 opened,
                 machine,
                 place=place,
+                ahead=_ahead(machine, ahead),
                 on_event=follow if machine.runs_in_process else _also_to_prometheus(follow, stages),
                 verify=verify,
                 stall_timeout_s=stall_timeout or None,
@@ -139,6 +153,27 @@ def _also_to_prometheus(follow: "Callable[[Event], None]", stages: "Sequence[Sta
     from m2mkd_ray.execution.metrics import ExecutorMetrics, each
 
     return each(follow, ExecutorMetrics(stages))
+
+
+def _ahead(machine: "Launcher", lead_s: float) -> "Ahead | None":
+    """What asks an autoscaler for nodes ahead, ranks and all, where there is one to ask."""
+    from m2mkd_ray.preflight import ranks_of
+
+    if machine.runs_in_process or not lead_s:
+        return None
+    from m2mkd_ray.execution.ahead import Ahead
+    from m2mkd_ray.execution.ray_launcher import RayLauncher
+    from m2mkd_ray.execution.stage import Resources
+
+    if not (isinstance(machine, RayLauncher) and machine.may_request()):
+        return None
+
+    def needs(stage: "Stage") -> "Sequence[Resources]":
+        group = ranks.group if (ranks := ranks_of(stage)) is not None else None
+        of_ranks = [] if group is None else [Resources(cpus=group.cpus, gpus=group.gpus)] * group.num_ranks
+        return (stage.resources, *of_ranks)
+
+    return Ahead(machine.request, lead_s, needs)
 
 
 def _launcher(

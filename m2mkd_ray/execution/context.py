@@ -83,5 +83,9 @@ class StageContext(Protocol):
         when it is called there. Inputs, checkpoints and placement are the same; what is left below its `out` goes
         with it."""
 
+    def has_notice(self) -> bool:
+        """Whether this worker's node is about to be taken away: time for a last checkpoint, then `PreemptedError`.
+        Cheap, throttled."""
+
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say how far the stage is, with what it measures; becomes `progress.json`. Cheap, throttled."""

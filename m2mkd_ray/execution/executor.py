@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from m2mkd_ray.errors import ArtifactError, LockedError, StoreError, UsageError
 from m2mkd_ray.execution import failures
+from m2mkd_ray.execution.ahead import Ahead
 from m2mkd_ray.execution.events import (
     Event,
     Outcome,
@@ -68,6 +69,7 @@ def execute(
     wait_timeout_s: float | None = None,
     decide: Decide = failures.decide,
     place: Placer | None = None,
+    ahead: Ahead | None = None,
 ) -> Outcome:
     """Run what is not complete of a plan.
 
@@ -82,6 +84,7 @@ def execute(
             nothing for so long since a worker took it up, as ranks that find no place do; None: never.
         decide: what to do about a failure.
         place: which stages get a worker, where and in which order; None: all, as the plan has them (`AsGiven`).
+        ahead: asks an autoscaler for nodes before stages become ready; None: nobody does.
 
     Returns:
         How each stage ended; `raise_for_failures()` turns failures into one exception.
@@ -94,7 +97,7 @@ def execute(
     stages = closure(plan, until)
     with Locks(store) as locks, interrupts(raise_at_once=launcher.runs_in_process) as interrupted:
         runs = {stage.address: Run(stage) for stage in stages}
-        seating = Seating(runs, store, launcher, place or AsGiven())
+        seating = Seating(runs, store, launcher, place or AsGiven(), ahead)
         executor = _Executor(
             runs, store, launcher, locks, interrupted, on_event, stall_timeout_s, wait_timeout_s, decide, seating
         )
@@ -104,6 +107,8 @@ def execute(
         except BaseException:
             executor.abandon()
             raise
+        finally:
+            seating.ask_no_more()
         return executor.outcome()
 
 
@@ -296,6 +301,7 @@ class _Executor:
         """Look at nodes, pass on what workers report, and end those that have been silent for too long."""
         if self._seating.look_at_nodes():
             self._seating.replan()
+        self._seating.ask_ahead()
         if time.monotonic() < self._next_watch:
             return
         self._next_watch = time.monotonic() + (_WATCH_LOCAL_S if self._store.is_local else _WATCH_REMOTE_S)

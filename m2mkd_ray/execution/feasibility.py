@@ -37,7 +37,7 @@ def misfits(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
 
 def lack(resources: Resources, nodes: Sequence[Node]) -> str | None:
     """What is asked for and what there is, where no node can hold it; None if one can."""
-    wanted = _wanted(resources)
+    wanted = in_ray(resources)
     if resources.gpus > 1 and resources.gpus != int(resources.gpus):
         return f"{resources.gpus:g} GPUs, but above one GPU Ray gives only whole ones."
     if not any(_holds(node, wanted) for node in nodes):
@@ -45,7 +45,8 @@ def lack(resources: Resources, nodes: Sequence[Node]) -> str | None:
     return None
 
 
-def _wanted(resources: Resources) -> dict[str, float]:
+def in_ray(resources: Resources) -> dict[str, float]:
+    """A request as Ray counts it, without what is not asked for."""
     memory = (resources.memory_gb or 0.0) * 1e9
     wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": memory}
     return {name: amount for name, amount in wanted.items() if amount}
@@ -58,6 +59,11 @@ def _holds(node: Node, wanted: Mapping[str, float]) -> bool:
 def _who(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} {'asks' if len(names) == 1 else 'ask'} for"
+
+
+def said(resources: Mapping[str, float]) -> str:
+    """What a node has, in words: cores, GPUs, memory."""
+    return ", ".join(_amount(name, resources[name] / unit) for name, unit in _UNITS.items() if resources.get(name))
 
 
 def _say(amounts: Mapping[str, float]) -> str:

@@ -11,7 +11,8 @@ costs a start, not a place in the queue.
 An idle worker holds resources. It is kept only while nothing else could use its
 room: no seat of another shape, no placement group (the ranks of a Ray Train job).
 It is ended after `keep_idle_s` whatever happens, so that an autoscaler can take its
-node back then. A worker that met anything but an expected error is not used again.
+node back then. A worker that met anything but an expected error is not used again, nor
+is one whose node is being drained.
 
 What Ray says comes through callbacks into one queue: `ray.wait` over hundreds of
 references costs milliseconds each time, and the driver has many ends a second.
@@ -34,6 +35,7 @@ import ray.util
 
 from m2mkd_ray.execution.failures import Kind
 from m2mkd_ray.execution.job import Job, Where
+from m2mkd_ray.execution.leaving import LeavingNodes
 from m2mkd_ray.execution.ray_worker import ask_for_worker
 from m2mkd_ray.execution.reports import Failed, Report, Started
 from m2mkd_ray.execution.sharing import Hub, start_hub
@@ -125,6 +127,7 @@ class Pool:
         self._hub: Hub | None = None
         """Of what workers share; there with the first seat that is handed out."""
         self._has_hub_died = threading.Event()
+        self._leaving = LeavingNodes()
         self._lost_starts: Counter[Shape] = Counter()
         """Workers that died while they started, since one of the shape last came up."""
 
@@ -176,7 +179,9 @@ class Pool:
     def _hand_out(self) -> None:
         """Give seats to free workers, and have as many more workers on their way as seats wait."""
         for worker in [worker for worker in self._workers if worker.is_idle]:
-            if (work := next((work for work in self._queue if worker.fits(work.shape)), None)) is not None:
+            if worker.where is not None and worker.where["node_id"] in self._leaving.look():
+                self._end(worker)
+            elif (work := next((work for work in self._queue if worker.fits(work.shape)), None)) is not None:
                 self._queue.remove(work)
                 self._give(worker, work)
         waiting = Counter(work.shape for work in self._queue)
@@ -270,7 +275,7 @@ class Pool:
     def _leave(self, worker: _Worker, work: _Work, end: Report) -> Report:
         """A member came to its end; after the last one the worker is free."""
         del work.inside[end.address]
-        if isinstance(end, Failed) and (end.error is None or end.kind is Kind.OUT_OF_MEMORY):
+        if isinstance(end, Failed) and (end.error is None or end.kind in (Kind.OUT_OF_MEMORY, Kind.PREEMPTED)):
             worker.is_spoilt = True
         if not work.inside:
             worker.work, worker.idle_since = None, time.monotonic()

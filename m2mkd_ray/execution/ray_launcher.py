@@ -10,16 +10,19 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.exceptions
 import ray.util.client
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.errors import ClusterError, StoreError
-from m2mkd_ray.execution.feasibility import Node, misfits
+from m2mkd_ray.execution.feasibility import Node, in_ray, misfits, said
 from m2mkd_ray.execution.job import Job
+from m2mkd_ray.execution.leaving import leaving_nodes
 from m2mkd_ray.execution.pool import Pool, Shape, failed
 from m2mkd_ray.execution.reports import Report
 from m2mkd_ray.execution.stage import Resources, Stage
@@ -126,20 +129,38 @@ class RayLauncher:
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Stages that no node can hold, and nodes that cannot write the store."""
-        found = misfits(plan, self.nodes() + _node_types())
-        if found and not _node_types() and self.may_grow():
+        groups = _node_groups()
+        found = misfits(plan, self.nodes() + [group.node for group in groups])
+        if found and groups:
+            found.append(f"Node groups: {'; '.join(str(group) for group in groups)}.")
+        elif found and self.may_grow():
             for text in found:
                 logger.warning("%s If the cluster's autoscaler has a node type for it, it will come.", text)
             found = []
-        return found + ([] if self._is_local else _store_problems(store, _alive()))
+        return found + ([] if self._is_local else _store_problems(store, _staying()))
 
     def nodes(self) -> list[Node]:
-        """The nodes that are there now."""
-        return [Node(_node_name(node), node["Resources"], node["NodeID"], node["Labels"]) for node in _alive()]
+        """The nodes that are there now and stay: those that are being drained take nothing more."""
+        return [Node(_node_name(node), node["Resources"], node["NodeID"], node["Labels"]) for node in _staying()]
 
     def may_grow(self) -> bool:
         """Whether an autoscaler may start more nodes."""
-        return not self._is_local and (bool(_node_types()) or _may_autoscale())
+        return not self._is_local and (bool(_node_groups()) or _may_autoscale())
+
+    def may_request(self) -> bool:
+        """Whether an autoscaler takes requests from here: it may grow, and is not behind `ray://`."""
+        return self.may_grow() and not ray.util.client.ray.is_connected()
+
+    def request(self, wanted: Sequence[Resources]) -> None:
+        """Have the autoscaler see that the cluster can hold all of these at once, until the next request.
+
+        What cannot be told is logged: nodes then come when they are needed, which is later.
+        """
+        bundles = [in_ray(resources) for resources in wanted]
+        try:
+            request_resources(bundles=bundles)
+        except Exception:  # a hint is not worth a run, and at the end of one would hide how it ended
+            logger.warning("The autoscaler could not be asked for %d bundles ahead", len(bundles), exc_info=True)
 
     def close(self) -> None:
         """End all workers, and Ray if this launcher started or connected it."""
@@ -180,15 +201,34 @@ def _greet(connection: socket.socket) -> None:
         raise ConnectionError(advice)
 
 
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+def _staying() -> list[dict[str, Any]]:
+    leaving = leaving_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
 
 def _node_name(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
 
 
-def _node_types() -> list[Node]:
+@dataclass(frozen=True)
+class _Group:
+    """Nodes of one kind that the autoscaler may start."""
+
+    name: str
+    resources: Mapping[str, float]
+    most: int
+
+    @property
+    def node(self) -> Node:
+        """One of them."""
+        return Node(f"node type {self.name}", self.resources)
+
+    def __str__(self) -> str:
+        nodes = f"up to {self.most} node{'s' if self.most != 1 else ''}"
+        return f"{self.name} ({said(self.resources)}, {nodes})"
+
+
+def _node_groups() -> list[_Group]:
     """The node types that the autoscaler may start, where Ray keeps them (autoscaler v2)."""
     if ray.util.client.ray.is_connected():
         return []  # a driver behind `ray://` sees no state
@@ -196,7 +236,7 @@ def _node_types() -> list[Node]:
 
     config = state.get_cluster_config()
     groups = config.node_group_configs if config else ()
-    return [Node(f"node type {group.name}", dict(group.resources)) for group in groups if group.max_count != 0]
+    return [_Group(group.name, dict(group.resources), group.max_count) for group in groups if group.max_count != 0]
 
 
 def _may_autoscale() -> bool:

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.execution.context import Made, Maker
 from m2mkd_ray.execution.job import Job, Where, here
+from m2mkd_ray.execution.leaving import LeavingNodes
 from m2mkd_ray.execution.metrics import report_metrics
 from m2mkd_ray.execution.reports import End, raised
 from m2mkd_ray.execution.sharing import Hub, shared_stream
@@ -79,10 +80,15 @@ class OnNode:
 
     def __init__(self, hub: Hub, node_id: str) -> None:
         self._hub, self._node_id = hub, node_id
+        self._leaving = LeavingNodes()
 
     def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str, workers: int) -> Iterator[Made]:
         """See `Around`."""
         return shared_stream(self._hub, self._node_id, key, maker, start, stop, consumer, workers)
+
+    def has_notice(self) -> bool:
+        """See `Around`."""
+        return self._node_id in self._leaving.look()
 
     def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """See `Around`."""

@@ -3,7 +3,7 @@
 import traceback
 from dataclasses import dataclass
 
-from m2mkd_ray.errors import M2mkdError
+from m2mkd_ray.errors import M2mkdError, PreemptedError
 from m2mkd_ray.execution.failures import Kind
 from m2mkd_ray.execution.job import Where
 from m2mkd_ray.execution.stage import Metrics
@@ -49,11 +49,17 @@ def raised(address: str, error: BaseException) -> Failed:
     ours = isinstance(error, M2mkdError)
     return Failed(
         address=address,
-        kind=Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.RAISED,
+        kind=_kind(error),
         message=str(error) if ours else f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),
         error=error if isinstance(error, M2mkdError) else None,
     )
+
+
+def _kind(error: BaseException) -> Kind:
+    if isinstance(error, PreemptedError):
+        return Kind.PREEMPTED
+    return Kind.OUT_OF_MEMORY if is_out_of_memory(error) else Kind.RAISED
 
 
 def is_out_of_memory(error: BaseException) -> bool:

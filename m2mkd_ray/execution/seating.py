@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from m2mkd_ray.execution.ahead import Ahead
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.job import Where, job
 from m2mkd_ray.execution.launcher import Launcher
@@ -27,11 +28,14 @@ _NODES_EVERY_S = 3.0
 class Seating:
     """The seats of a run."""
 
-    def __init__(self, runs: Mapping[str, Run], store: Store, launcher: Launcher, placer: Placer) -> None:
+    def __init__(
+        self, runs: Mapping[str, Run], store: Store, launcher: Launcher, placer: Placer, ahead: Ahead | None = None
+    ) -> None:
         self._runs = runs
         self._store = store
         self._launcher = launcher
         self._placer = placer
+        self._ahead = ahead
         self._seconds: dict[str, float] = {}
         self._nodes: list[Node] = []
         self._next_look = 0.0
@@ -126,6 +130,16 @@ class Seating:
         return recalled
 
     # Nodes
+
+    def ask_ahead(self) -> None:
+        """Have nodes brought for what becomes ready soon, if somebody was given that asks for them."""
+        if self._ahead is not None:
+            self._ahead.look(self._runs, self._seconds)
+
+    def ask_no_more(self) -> None:
+        """Withdraw what was asked for ahead."""
+        if self._ahead is not None:
+            self._ahead.end()
 
     def look_at_nodes(self) -> bool:
         """Whether nodes have come or gone since the last look; looked for every few seconds."""

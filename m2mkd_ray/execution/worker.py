@@ -42,6 +42,9 @@ class Around(Protocol):
     def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str, workers: int) -> Iterator[Made]:
         """See `StageContext.stream`; `consumer` says who asks, for people."""
 
+    def has_notice(self) -> bool:
+        """See `StageContext.has_notice`."""
+
     def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Tell whoever watches the node."""
 
@@ -79,6 +82,10 @@ class WorkerContext:
     def elsewhere(self) -> Callable[[], StageContext]:
         """See `StageContext`."""
         return partial(_context_elsewhere, self._job, self._store)
+
+    def has_notice(self) -> bool:
+        """See `StageContext`; never where this process is alone."""
+        return self._around is not None and self._around.has_notice()
 
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say how far the stage is; written at most once a second, but the last step always.

@@ -101,6 +101,14 @@ def run_ranks(
     return result
 
 
+def has_notice() -> bool:
+    """On a rank: whether Ray Train knows that a node of the ranks is being drained. All ranks have to ask, as often as
+    each other; each is told what the first one knows."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
 def tell_errors(to_stage: "ActorHandle", train: Callable[[], None]) -> None:
     """Do a rank's work; an expected error reaches the stage through the relay.
 

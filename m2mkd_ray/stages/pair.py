@@ -18,12 +18,12 @@ from torch import nn
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data.logits import Logits
-from m2mkd_ray.execution.context import StageContext
+from m2mkd_ray.execution.context import Checkpoints, StageContext
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.models import create_vit, drop_path_rates, family, set_drop_path, splice, split
 from m2mkd_ray.models.class_token import class_token_alone
 from m2mkd_ray.models.compute import step_cost, vit_block_macs
-from m2mkd_ray.stages.group import Group, tell_errors
+from m2mkd_ray.stages.group import Group, has_notice, tell_errors
 from m2mkd_ray.stages.parts import (
     Trainee,
     Training,
@@ -213,8 +213,32 @@ class Onlooker:
         """Drop the folder, which is empty: the first rank's has everything."""
         shutil.rmtree(files)
 
+    def has_notice(self) -> bool:
+        """See `Session`."""
+        return has_notice()
+
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """The session of the first rank: it keeps and says what the stage itself would."""
+
+    context: StageContext
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The stage's."""
+        return self.context.checkpoints
+
+    def has_notice(self) -> bool:
+        """See `Session`."""
+        return has_notice()
+
+    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        """Say it for the stage."""
+        self.context.report(step, total_steps, metrics)
 
 
 @dataclass(frozen=True)
@@ -248,7 +272,6 @@ def _train_rank(job: PairJob) -> None:
     frozen = Frozen(job.config.blueprint, context)
     measured = teacher_top1(job.config, context, frozen) if rank == 0 else {}
     one = trainee(job.config, context, frozen, rank, world)
-    if rank > 0:
-        one = replace(one, session=Onlooker(context))
+    one = replace(one, session=Onlooker(context) if rank else Speaker(context))
     feed = feed_of(job.config.training.feed, context, rank, world)
     train_rank(one, feed, measured)

@@ -22,7 +22,7 @@ from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data import Batches, find
 from m2mkd_ray.errors import ArtifactError, UsageError
 from m2mkd_ray.execution.digests import digests, from_json, wrong_contents
-from m2mkd_ray.stages.group import Group, tell_errors
+from m2mkd_ray.stages.group import Group, has_notice, tell_errors
 from m2mkd_ray.stages.parts import (
     HISTORY,
     WEIGHTS,
@@ -191,6 +191,10 @@ class RankSession:
         (files / STATE).write_text(json.dumps({"step": step, **asdict(self.ranks)}))
         ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(files))
         shutil.rmtree(files)
+
+    def has_notice(self) -> bool:
+        """See `Session`."""
+        return has_notice()
 
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """Tell the stage, from rank 0 only."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m2mkd_ray.errors import TrainingError
+from m2mkd_ray.errors import PreemptedError, TrainingError
 from m2mkd_ray.training.counters import Meter, StepFlops, cost_of_flops, peak_memory_gb
 from m2mkd_ray.training.engine import Engine, TrainPlacement
 from m2mkd_ray.training.optim import TrainConfig, learning_rate
@@ -48,7 +48,7 @@ class Course:
         self.placement, self.feed = placement, feed
         self.total = member.config.total_steps(feed.steps_per_epoch)
         self.step, self.history = 0, list[Point]()
-        self.is_over = False
+        self.is_over = self._had_notice = False
         self.error: Exception | None = None
         self.saver = Saver(member.session.checkpoints, beside=self.engine.world == 1 and self.engine.copies)
         self.saved_at, self.first_step_at, self.meter = time.monotonic(), 0.0, Meter()
@@ -167,14 +167,32 @@ class Course:
             self.meter = Meter()
 
     def keep(self) -> None:
-        """Keep a checkpoint of a step that was logged, if it is time to. At the end there is none to keep."""
-        if self.step == self.total or self.step % self.placement.log_every_steps:
+        """Keep a checkpoint of a step that was logged, if it is time to. At the end there is none to keep.
+
+        With notice that the machine goes, a checkpoint is kept at once and awaited. What was counted since the last
+        point of the history is then in none.
+
+        Raises:
+            PreemptedError: the machine goes. Several ranks go on instead until they are stopped: whoever started
+                them starts them again, all at once.
+        """
+        is_logged = self.step % self.placement.log_every_steps == 0
+        if self.step == self.total or (self.engine.world > 1 and not is_logged):
             return
-        if self.engine.agree(time.monotonic() - self.saved_at >= self.placement.checkpoint_every_s):
+        has_notice = self.member.session.has_notice() and not self._had_notice
+        is_due = time.monotonic() - self.saved_at >= self.placement.checkpoint_every_s
+        if has_notice or (is_logged and self.engine.agree(is_due)):
+            self._had_notice |= has_notice
             self.saver.wait()  # a second copy of the state in memory is one too many
             # Ranks' folders are merged where there are several, so one keeps the history.
             self.saver.save(self.step, self.engine.snapshot(), self.history if self.engine.rank == 0 else None)
             self.saved_at = time.monotonic()
+        if has_notice:
+            self.saver.wait()
+        if has_notice and self.engine.world == 1:
+            raise PreemptedError(
+                f"Its node is being drained, so it left after step {self.step} with a checkpoint, and goes on elsewhere"
+            )
 
     @property
     def _is_logged(self) -> bool:

@@ -57,5 +57,9 @@ class Session(Protocol):
     def checkpoints(self) -> Checkpoints:
         """Where state is kept."""
 
+    def has_notice(self) -> bool:
+        """Whether the machine is about to be taken away. Asked after every step; of several ranks, by all of them
+        after the steps that are logged, and each is told the same."""
+
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """How far the training is."""

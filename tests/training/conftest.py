@@ -33,6 +33,15 @@ class Keeper:
     checkpoints: Checkpoints
     reports: list[tuple[int, int, Mapping[str, float]]] = field(default_factory=list)
 
+    notice_from: int | None = None
+    """Asked so often, it has been told that its machine goes."""
+    asked: int = 0
+
+    def has_notice(self) -> bool:
+        """See `Session`."""
+        self.asked += 1
+        return self.notice_from is not None and self.asked >= self.notice_from
+
     def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
         """See `Session`."""
         self.reports.append((step, total_steps, metrics))

@@ -12,7 +12,7 @@ import torch
 
 from m2mkd_ray.data import Batches
 from m2mkd_ray.data.feed import Batch
-from m2mkd_ray.errors import TrainingError
+from m2mkd_ray.errors import PreemptedError, TrainingError
 from m2mkd_ray.evaluation import predict, top_k_accuracy
 from m2mkd_ray.training import Classification, Point, TorchEngine, TrainConfig, TrainPlacement, fit
 
@@ -113,6 +113,33 @@ def test_killed_before_the_first_checkpoint_a_training_starts_anew(
     with pytest.raises(Killed):
         run(classification(), killed(feed, 8))
     assert equal(run(classification(), feed)[1], weights)
+
+
+def test_a_training_whose_machine_goes_leaves_at_once_with_a_checkpoint_and_ends_bit_equal(
+    run: Callable, keeper: Callable, feed: Batches, classification: Callable[..., Classification]
+) -> None:
+    """Between two logged steps, and long before the next checkpoint is due."""
+    rarely = TrainPlacement(checkpoint_every_s=1e9, log_every_steps=4)
+    _, weights, _ = run(classification(), feed, rarely, name="undisturbed")
+    session = keeper()
+    session.notice_from = 6
+    engine = TorchEngine(classification(), TWO_EPOCHS)
+    with pytest.raises(PreemptedError, match="after step 6 with a checkpoint"):
+        fit(feed, engine, TWO_EPOCHS, rarely, session, seed=0, validate=lambda: {"val_top1": 0.0})
+    assert session.checkpoints.newest_step() == 6
+    history, resumed, _ = run(classification(seed=9), feed, rarely)
+    assert equal(resumed, weights)
+    assert [point["step"] for point in history if "loss" in point] == [4, 8, 12]
+
+
+def test_at_its_last_step_a_training_whose_machine_goes_ends_as_usual(
+    keeper: Callable, feed: Batches, classification: Callable[..., Classification]
+) -> None:
+    session = keeper()
+    session.notice_from = 12
+    history = fit(feed, TorchEngine(classification(), TWO_EPOCHS), TWO_EPOCHS, NEVER, session, seed=0,
+                  validate=lambda: {"val_top1": 0.0})
+    assert history[-1]["step"] == 12
 
 
 def test_how_often_it_is_logged_and_saved_changes_nothing(

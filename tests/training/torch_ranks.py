@@ -78,6 +78,9 @@ class OneRankKeeps:
         else:
             assert list(files.iterdir()) == [], "only rank 0 writes"
 
+    def has_notice(self) -> bool:
+        return False
+
     def report(self, step: int, total_steps: int, metrics: Any) -> None:
         pass
 

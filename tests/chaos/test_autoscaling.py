@@ -1,0 +1,148 @@
+"""Real pairs on a cluster that grows and shrinks under them, and whose nodes die or are drained: the same bits."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from autoscaling import Autoscaling, kill_node, wait_until, workers
+from small import hashes, small_demo
+
+from m2mkd_ray.errors import PlanError
+from m2mkd_ray.execution import (
+    Event,
+    LocalLauncher,
+    StageProgress,
+    StageRetried,
+    StageStarted,
+    Store,
+    check,
+    execute,
+)
+from m2mkd_ray.execution.ray_launcher import RayLauncher
+from m2mkd_ray.pipeline import plan
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.slow]
+
+PAIRS = ("pair-0", "pair-1", "pair-2", "pair-3")
+FILE = "module.safetensors"
+ON_GPUS = "placement.pairs.resources={cpus: 1, gpus: 1}"
+DEADLINE_S = 30
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The pairs of the small demo, trained one after another in this process."""
+    store = Store(str(tmp_path_factory.mktemp("undisturbed")))
+    execute(plan(small_demo()), store, LocalLauncher(), until=PAIRS).raise_for_failures()
+    return store
+
+
+@pytest.fixture
+def store(undisturbed: Store, tmp_path: Path) -> Store:
+    """What the pairs read."""
+    shutil.copytree(undisturbed.root, tmp_path / "store", ignore=shutil.ignore_patterns("pair-*", ".*"))
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Autoscaling]:
+    """A head without GPUs, and up to three nodes with two each."""
+    with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
+        cluster = Autoscaling(Path(folder), {"incubate": ({"CPU": 2, "GPU": 2}, 3)}, idle_minutes=0.1)
+        yield cluster
+        cluster.close()
+
+
+@pytest.fixture
+def launcher(cluster: Autoscaling) -> Iterator[RayLauncher]:
+    launcher = RayLauncher(cluster.address, keep_idle_s=2)
+    yield launcher
+    launcher.close()
+
+
+class Watcher:
+    """Does something once, when a stage has reported a step; notes where stages started and what was retried."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step = stage, step
+        self.where: dict[str, list[str]] = {}
+        self.retried: dict[str, str] = {}
+        self.done_at: float | None = None
+        self.left_at: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StageStarted):
+            self.where.setdefault(event.stage.name, []).append(event.where["node_id"])
+        if isinstance(event, StageRetried):
+            self.retried[event.stage.name] = str(event.kind)
+            self.left_at[event.stage.name] = time.monotonic()
+        is_due = isinstance(event, StageProgress) and event.stage.name == self.stage and self.done_at is None
+        if is_due and event.progress.step >= self.step:
+            self.act(event)
+            self.done_at = time.monotonic()
+
+    def act(self, event: StageProgress) -> None:
+        raise NotImplementedError
+
+
+class NodeKiller(Watcher):
+    def act(self, event: StageProgress) -> None:
+        kill_node(event.progress.pid)
+
+
+class Drainer(Watcher):
+    def __init__(self, cluster: Autoscaling, stage: str, step: int) -> None:
+        super().__init__(stage, step)
+        self.cluster = cluster
+
+    def act(self, event: StageProgress) -> None:
+        self.cluster.drain(self.where[self.stage][0], DEADLINE_S)
+
+
+def attempts_of(store: Store, name: str) -> list[dict]:
+    (pair,) = (stage for stage in plan(small_demo(ON_GPUS)) if stage.name == name)
+    return store.manifest(pair.address)["attempts"]
+
+
+def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
+    cluster: Autoscaling, launcher: RayLauncher, undisturbed: Store, store: Store
+) -> None:
+    assert workers() == set() and launcher.may_grow()
+    recipe, killer = small_demo(ON_GPUS), NodeKiller("pair-0", step=20)
+    execute(plan(recipe), store, launcher, until=PAIRS, on_event=killer).raise_for_failures()
+    assert killer.done_at is not None
+    lost, again = killer.where["pair-0"]
+    assert again != lost and len({nodes[0] for nodes in killer.where.values()}) == 2
+    on_lost = {name for name in PAIRS if killer.where[name][0] == lost}
+    assert killer.retried.keys() == on_lost
+    for name in on_lost:
+        assert [attempt["outcome"] for attempt in attempts_of(store, name)] == ["LOST", "COMPLETE"]
+    assert hashes(store, recipe, set(PAIRS), FILE) == hashes(undisturbed, recipe, set(PAIRS), FILE)
+    wait_until(lambda: not workers(), 60, workers)
+
+
+def test_pairs_leave_a_node_that_is_drained_with_a_checkpoint_and_at_no_cost(
+    cluster: Autoscaling, launcher: RayLauncher, undisturbed: Store, store: Store
+) -> None:
+    never = ("placement.pairs.checkpoint_every_s=1e6",)  # so that a checkpoint can only be that of the notice
+    recipe, drainer = small_demo(ON_GPUS, *never), Drainer(cluster, "pair-0", step=20)
+    execute(plan(recipe), store, launcher, until=PAIRS, on_event=drainer).raise_for_failures()
+    assert drainer.done_at is not None
+    drained, again = drainer.where["pair-0"]
+    assert again != drained
+    leavers = {name for name in PAIRS if drainer.where[name][0] == drained}
+    assert drainer.retried == dict.fromkeys(leavers, "PREEMPTED")
+    assert all(at - drainer.done_at < DEADLINE_S for at in drainer.left_at.values())
+    for name in leavers:
+        first, last = attempts_of(store, name)
+        assert (first["outcome"], last["outcome"]) == ("PREEMPTED", "COMPLETE")
+    assert hashes(store, recipe, set(PAIRS), FILE) == hashes(undisturbed, recipe, set(PAIRS), FILE)
+
+
+def test_a_pair_that_no_node_group_can_hold_is_refused_with_their_list(launcher: RayLauncher, store: Store) -> None:
+    recipe = small_demo("placement.pairs.resources={cpus: 1, gpus: 4}")
+    with pytest.raises(PlanError, match=r"4 GPUs.*[\s\S]*Node groups: .*incubate \(2 CPUs, 2 GPUs, up to 3 nodes\)"):
+        check(plan(recipe), store, launcher)
