@@ -191,7 +191,7 @@ class Course:
             self.saver.wait()
         if has_notice and self.engine.world == 1:
             raise PreemptedError(
-                f"Its node is being drained, so it left after step {self.step} with a checkpoint, and goes on elsewhere"
+                f"Its node is being drained, so it left after step {self.step} with a checkpoint; it goes on elsewhere"
             )
 
     @property

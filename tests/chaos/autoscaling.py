@@ -66,10 +66,10 @@ class Autoscaling:
                 },
             },
             "head_node_type": HEAD,
-            **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
-            **dict.fromkeys((f"{of}setup_commands" for of in ("", "head_", "worker_")), []),
-            **dict.fromkeys((f"{of}_start_ray_commands" for of in ("head", "worker")), []),
-            **dict.fromkeys(("initialization_commands", "cluster_synced_files"), []),
+            **{key: {} for key in ("auth", "docker", "file_mounts")},
+            **{key: [] for key in (f"{of}setup_commands" for of in ("", "head_", "worker_"))},
+            **{key: [] for key in (f"{of}_start_ray_commands" for of in ("head", "worker"))},
+            **{key: [] for key in ("initialization_commands", "cluster_synced_files")},
         }
         (folder / "cluster.yaml").write_text(json.dumps(config))  # which is YAML
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}"]

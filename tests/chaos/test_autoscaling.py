@@ -110,12 +110,14 @@ def attempts_of(store: Store, name: str) -> list[dict]:
 def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
     cluster: Autoscaling, launcher: RayLauncher, undisturbed: Store, store: Store
 ) -> None:
-    assert workers() == set() and launcher.may_grow()
+    assert workers() == set()
+    assert launcher.may_grow()
     recipe, killer = small_demo(ON_GPUS), NodeKiller("pair-0", step=20)
     execute(plan(recipe), store, launcher, until=PAIRS, on_event=killer).raise_for_failures()
     assert killer.done_at is not None
     lost, again = killer.where["pair-0"]
-    assert again != lost and len({nodes[0] for nodes in killer.where.values()}) == 2
+    assert again != lost
+    assert len({nodes[0] for nodes in killer.where.values()}) == 2
     on_lost = {name for name in PAIRS if killer.where[name][0] == lost}
     assert killer.retried.keys() == on_lost
     for name in on_lost:

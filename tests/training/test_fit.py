@@ -137,8 +137,15 @@ def test_at_its_last_step_a_training_whose_machine_goes_ends_as_usual(
 ) -> None:
     session = keeper()
     session.notice_from = 12
-    history = fit(feed, TorchEngine(classification(), TWO_EPOCHS), TWO_EPOCHS, NEVER, session, seed=0,
-                  validate=lambda: {"val_top1": 0.0})
+    history = fit(
+        feed,
+        TorchEngine(classification(), TWO_EPOCHS),
+        TWO_EPOCHS,
+        NEVER,
+        session,
+        seed=0,
+        validate=lambda: {"val_top1": 0.0},
+    )
     assert history[-1]["step"] == 12
 
 
