@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from m2mkd_ray.execution.status import StageStatus
-    from m2mkd_ray.reporting import CounterRow
+    from m2mkd_ray.reporting import Cost, CounterRow
 
 
 def status(
@@ -31,6 +31,7 @@ def status(
 ) -> None:
     """Show how far each stage is, from the store; also while another process runs it."""
     from m2mkd_ray.execution import plan_status
+    from m2mkd_ray.reporting import cost_line
 
     now = session(context)
     statuses = plan_status(planned(now.choose(recipe, settings)), now.open_store(store))
@@ -41,6 +42,7 @@ def status(
                 "store": now.open_store(store).root,
                 "stages": [asdict(found) for found in statuses],
                 "counters": [row.numbers for row in _counters(statuses)],
+                "costs": [asdict(cost) for cost in _costs(statuses)],
             }
         )
         return
@@ -52,6 +54,20 @@ def status(
     print_table(columns, map(_status_cells, statuses))
     complete = sum(found.state == "complete" for found in statuses)
     typer.echo(f"\n{complete} of {len(statuses)} stages are complete in {now.open_store(store).root}.")
+    if line := cost_line(_costs(statuses)):
+        typer.echo(line)
+
+
+def _costs(statuses: "Sequence[StageStatus]") -> "list[Cost]":
+    """What all attempts that have ended held."""
+    from m2mkd_ray.reporting import costs
+    from m2mkd_ray.stages.report import spans_of
+
+    known = (
+        {"name": s.name, "of": s.of, "attempts": s.attempts, "placement": s.placement, "started": "", "metrics": {}}
+        for s in statuses
+    )
+    return costs([span for manifest in known for span in spans_of(manifest)])
 
 
 def _counters(statuses: "Sequence[StageStatus]") -> "list[CounterRow]":

@@ -23,6 +23,18 @@ class Node:
     """As Ray labels it: `ray.io/accelerator-type`, `ray.io/market-type` and so on."""
 
 
+def node_group(labels: Mapping[str, str]) -> str:
+    """The group of a node: our own label, or the one that Ray's autoscaler and KubeRay give; empty: neither."""
+    return labels.get("m2mkd.node-group") or labels.get("ray.io/node-group") or ""
+
+
+def is_spot(labels: Mapping[str, str]) -> bool:
+    """Whether a node may be taken away at any time, by our own label or Ray's."""
+    if (own := labels.get("m2mkd.spot")) is not None:
+        return own.lower() == "true"
+    return labels.get("ray.io/market-type") == "spot"
+
+
 def misfits(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
     """A sentence for each request that no node can hold, with the stages that make it; empty if all fit."""
     by_request: dict[Resources, list[str]] = {}

@@ -17,8 +17,8 @@ from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics, Resources, Stage
 
 Where = Mapping[str, Any]
-"""The place of a worker: host, pid, and with Ray node_id and actor_id; `cohort` are the addresses of all members of
-the stage's cohort, if it ran in one."""
+"""The place of a worker: host, pid, and with Ray node_id, actor_id, node_group and spot; `cohort` are the addresses
+of all members of the stage's cohort, if it ran in one."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import ray.cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.execution.context import Made, Maker
+from m2mkd_ray.execution.feasibility import is_spot, node_group
 from m2mkd_ray.execution.job import Job, Where, here
 from m2mkd_ray.execution.leaving import LeavingNodes
 from m2mkd_ray.execution.metrics import report_metrics
@@ -41,7 +42,14 @@ class Worker:
     def where(self) -> Where:
         """The place of this worker."""
         runtime = ray.get_runtime_context()
-        return {**here(), "node_id": runtime.get_node_id(), "actor_id": runtime.get_actor_id()}
+        labels = {name: str(value) for name, value in runtime.get_node_labels().items()}  # Ray's annotation says lists
+        return {
+            **here(),
+            "node_id": runtime.get_node_id(),
+            "actor_id": runtime.get_actor_id(),
+            "node_group": node_group(labels),
+            "spot": is_spot(labels),
+        }
 
     def take(self, pickled_jobs: bytes, addresses: Sequence[str], store: Store, hub: Hub) -> None:
         """Take a seat; each call of `next` then runs it until another of its members has come to its end."""

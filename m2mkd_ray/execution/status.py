@@ -31,6 +31,8 @@ class StageStatus:
     """Where it ran or runs; empty if it never did."""
     attempts: Sequence[Mapping[str, Any]]
     """Every try: started, ended, outcome, message, where."""
+    placement: Mapping[str, Any]
+    """With what it ran; empty if it is not complete."""
     owner: Owner | None
     """The driver that computes it."""
     waits: str
@@ -64,6 +66,7 @@ def _of_stage(stage: Stage, store: Store, is_blocked: bool) -> StageStatus:
         metrics=manifest.get("metrics") or (progress.metrics if progress else {}),
         where=attempts[-1]["where"] if attempts else {},
         attempts=attempts,
+        placement=manifest.get("placement", {}),
         owner=owner,
         waits="" if owner is None else store.waits(stage.address),
     )

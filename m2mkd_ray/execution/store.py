@@ -172,6 +172,19 @@ class Store:
         found = self._read_json(f"{partial(address)}/attempts.json")
         return [] if found is None else found["attempts"]
 
+    def lost_steps(self, address: str, started: str) -> int:
+        """Steps that the attempt that began then had reported, and that no checkpoint holds: to be done again.
+
+        At least so many: reports come about a second apart. 0 where a library keeps the checkpoints (`durable`).
+        """
+        progress = self.progress(address)
+        if progress is None or progress.time < datetime.fromisoformat(started).timestamp():
+            return 0  # it reported nothing; what is there is another one's
+        kept = self.checkpoints(address).newest_step()
+        if kept is None and self.folders.names(f"{partial(address)}/durable"):
+            return 0
+        return max(0, progress.step - (kept or 0))
+
     def addresses(self) -> dict[str, list[str]]:
         """The addresses of all artifacts, by stage name."""
         by_name: dict[str, list[str]] = {}
@@ -229,7 +242,8 @@ class Store:
         """Say how the attempt that is still open ended; nothing if none is."""
         attempts = self.attempts(address)
         if attempts and attempts[-1]["ended"] is None:
-            attempts[-1].update(ended=now(), outcome=outcome, message=message)
+            lost = self.lost_steps(address, attempts[-1]["started"])
+            attempts[-1].update(ended=now(), outcome=outcome, message=message, lost_steps=lost)
             self.say_attempts(address, attempts)
 
     def commit(self, address: str, prepared: Path, manifest: Mapping[str, Any]) -> Metrics:

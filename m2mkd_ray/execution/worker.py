@@ -285,8 +285,10 @@ def _begin_attempt(job: Job, store: Store, where: Where, started: str) -> list[d
     attempts = store.attempts(job.address)
     for attempt in attempts:
         if attempt["ended"] is None:
-            attempt.update(ended=started, outcome="LOST", message="its end is not known")
-    attempts.append({"started": started, "ended": None, "outcome": None, "message": "", "where": dict(where)})
+            lost = store.lost_steps(job.address, attempt["started"])
+            attempt.update(ended=started, outcome="LOST", message="its end is not known", lost_steps=lost)
+    begun = {"started": started, "ended": None, "outcome": None, "message": "", "where": dict(where)}
+    attempts.append(begun | {"resources": job.resources.model_dump(mode="json")})
     store.say_attempts(job.address, attempts)
     return attempts
 

@@ -3,6 +3,7 @@
 Build a `Report` and give it to `render`. Nothing here knows torch, Ray or the store.
 """
 
+from m2mkd_ray.reporting.costs import Cost, cost_line, costs
 from m2mkd_ray.reporting.counters import CounterRow
 from m2mkd_ray.reporting.page import render
 from m2mkd_ray.reporting.plots import FIGURES
@@ -24,6 +25,7 @@ __all__ = [
     "FIGURES",
     "TABLES",
     "CounterRow",
+    "Cost",
     "Curve",
     "DataCard",
     "ExpertUse",
@@ -33,6 +35,8 @@ __all__ = [
     "StageRow",
     "Subject",
     "SuiteResult",
+    "cost_line",
+    "costs",
     "count_table",
     "encode_image",
     "render",

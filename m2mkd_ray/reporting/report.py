@@ -150,6 +150,15 @@ class Span(BaseModel, frozen=True, extra="forbid"):
     end: FiniteFloat
     outcome: str = "COMPLETE"
     """COMPLETE, or how the attempt ended: PREEMPTED, LOST, RAISED, STALLED."""
+    node_group: str = ""
+    """Group of its node; empty: it has none."""
+    spot: bool = False
+    """Whether its node may be taken away at any time."""
+    gpus: Positive = 0.0
+    """That its worker, and its ranks if it had any, were given; so for `cpus`."""
+    cpus: Positive = 0.0
+    lost_steps: int = Field(0, ge=0)
+    """Optimizer steps that no checkpoint held when it ended."""
     reused: bool = False
     """Whether this run found the result in the store; its times are then those of the run that made it."""
 

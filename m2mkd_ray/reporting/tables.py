@@ -5,11 +5,12 @@ a line in `TABLES`; a table without rows is left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from m2mkd_ray.reporting import units
 from m2mkd_ray.reporting.comparison import Comparison, comparisons
+from m2mkd_ray.reporting.costs import costs
 from m2mkd_ray.reporting.counters import PARTS, CounterRow, joined
 from m2mkd_ray.reporting.report import Report, Subject, SuiteResult
 
@@ -104,6 +105,25 @@ def stages(report: Report) -> Table:
     )
 
 
+def held(report: Report) -> Table:
+    """One row a node group: what was held of it, and what was lost."""
+    return Table(
+        title="What it cost",
+        section="The run",
+        columns=("node group", "GPU-hours", "on spot", "CPU-hours", "on spot", "attempts lost", "steps done again"),
+        rows=tuple(
+            (
+                cost.group,
+                *(f"{hours:.2f}" for hours in (cost.gpu_hours, cost.spot_gpu_hours)),
+                *(f"{hours:.2f}" for hours in (cost.cpu_hours, cost.spot_cpu_hours)),
+                str(cost.lost_attempts),
+                f"{cost.lost_steps:,}",
+            )
+            for cost in costs(report.spans)
+        ),
+    )
+
+
 def times(report: Report) -> Table:
     """One row a training: where its time went."""
     return time_table(report.counters)
@@ -180,6 +200,7 @@ TABLES: Mapping[str, Callable[[Report], Table]] = {
     "gains": gains,
     "suites": suites,
     "stages": stages,
+    "held": held,
     "times": times,
     "counts": counts,
     "data": data,
@@ -214,6 +235,7 @@ def summary(report: Report) -> dict[str, Any]:
             "workers": len({(span.node, span.worker) for span in report.spans}),
             "nodes": len({span.node for span in report.spans}),
         },
+        "costs": [asdict(cost) for cost in costs(report.spans)],
         "notes": list(report.notes),
     }
 

@@ -67,7 +67,7 @@ def gather(config: ReportConfig, context: StageContext) -> Report:
         subjects=tuple(subject for role in _students_first(roles) for subject in _subjects(role, config, context)),
         curves=tuple(curve for role in roles for curve in _curves(role, config, context)),
         routing=tuple(_routing(context.inputs["evaluate-student"])),
-        spans=tuple(span for manifest in _manifests(context) for span in _spans(manifest)),
+        spans=tuple(span for manifest in _manifests(context) for span in spans_of(manifest)),
         stages=tuple(_row(manifest) for manifest in _manifests(context)),
         counters=tuple(row for manifest in _manifests(context) if (row := _counters(manifest)) is not None),
         versions={name: str(version) for name, version in _manifests(context)[-1]["versions"].items() if version},
@@ -129,25 +129,42 @@ def _manifests(context: StageContext) -> list[Mapping[str, Any]]:
     return sorted(by_address.values(), key=lambda manifest: str(manifest["ended"]))
 
 
-def _spans(manifest: Mapping[str, Any]) -> Iterator[Span]:
-    *_, last = manifest["attempts"]
-    for attempt in manifest["attempts"]:
-        where = attempt["where"]
-        waited = _waited(manifest) if attempt is last else 0.0
+def spans_of(manifest: Mapping[str, Any]) -> Iterator[Span]:
+    """The attempts at a stage, of its manifest; or of what there is of one (`name`, `of`, `attempts`) before it is
+    complete, of which an attempt that is under way is left out. What ranks held is known when it is complete."""
+    ended = [attempt for attempt in manifest["attempts"] if attempt["ended"] is not None]
+    placement = manifest.get("placement", {})
+    for attempt in ended:
+        where, given = attempt["where"], attempt.get("resources", {})
+        waited = _waited(manifest) if attempt is ended[-1] else 0.0
         yield Span(
             stage=manifest["name"],
             recipe=manifest["of"],
             worker=f"{where['host']}:{where['pid']}",
             node=where["node_id"] or where["host"],
             start=_unix(attempt["started"]) + waited,
-            end=_unix(attempt["ended"]),
+            end=max(_unix(attempt["ended"]), _unix(attempt["started"]) + waited),
             outcome=attempt["outcome"],
+            node_group=where.get("node_group", ""),
+            spot=where.get("spot", False),
+            gpus=given.get("gpus", 0.0) + _of_ranks(placement, "gpus"),
+            cpus=given.get("cpus", 0.0) + _of_ranks(placement, "cpus"),
+            lost_steps=attempt.get("lost_steps", 0),
         )
+
+
+def _of_ranks(placement: Mapping[str, Any], what: str) -> float:
+    """What all ranks of a stage were given (`FinetunePlacement`, `IncubatePlacement`); 0: it has none."""
+    if placement.get("engine") == "deepspeed":
+        return float(placement["num_workers"] * placement[f"{what}_per_worker"])
+    if placement.get("ranks", 1) > 1:
+        return float(placement["ranks"] * placement["resources"][what])
+    return 0.0
 
 
 def _waited(manifest: Mapping[str, Any]) -> float:
     """Seconds that a fine-tuning waited for its ranks' resources before they began; of other stages 0."""
-    began = manifest["metrics"].get("ranks_began_at")
+    began = manifest.get("metrics", {}).get("ranks_began_at")
     return 0.0 if began is None else max(0.0, began - _unix(manifest["started"]))
 
 
