@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from m2mkd_ray import __version__
-from m2mkd_ray.commands import data, doctor, listing, plan, results, run, tensorboard
+from m2mkd_ray.commands import data, doctor, listing, plan, results, run, tensorboard, watching
 from m2mkd_ray.commands.log import log_file
 from m2mkd_ray.commands.session import Session
 from m2mkd_ray.errors import M2mkdError
@@ -40,6 +40,7 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(run.run)
 app.command()(results.status)
+app.command()(watching.events)
 app.command()(tensorboard.tensorboard)
 app.command()(results.report)
 app.command()(results.export)

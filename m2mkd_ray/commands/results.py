@@ -27,18 +27,27 @@ def status(
     counters: Annotated[
         bool, typer.Option("--counters", help="Show where each training's time goes, and what it counted, instead.")
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Show the nodes of this Ray cluster too (auto, host:port), what runs there, and what waits."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how far each stage is, from the store; also while another process runs it."""
+    from m2mkd_ray.commands.watching import cluster_now, print_cluster
     from m2mkd_ray.execution import plan_status
     from m2mkd_ray.reporting import cost_line
 
     now = session(context)
     statuses = plan_status(planned(now.choose(recipe, settings)), now.open_store(store))
+    cluster = None if address is None else cluster_now(address, statuses)
     if as_json:
         print_json(
             {
                 "recipe": recipe,
+                **({} if cluster is None else {"cluster": cluster}),
                 "store": now.open_store(store).root,
                 "stages": [asdict(found) for found in statuses],
                 "counters": [row.numbers for row in _counters(statuses)],
@@ -49,6 +58,8 @@ def status(
     if counters:
         _print_counters(_counters(statuses))
         return
+    if cluster is not None:
+        print_cluster(cluster)
     columns = [Column("stage"), Column("of"), Column("state"), Column("progress"), Column("time", is_number=True)]
     columns += [Column("tries", is_number=True), Column("metrics", wraps=True), Column("where"), Column("address")]
     print_table(columns, map(_status_cells, statuses))

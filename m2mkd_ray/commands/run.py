@@ -107,6 +107,8 @@ def run(
     from m2mkd_ray.commands.follow import follower
     from m2mkd_ray.commands.measuring import placer_of
     from m2mkd_ray.execution import closure, execute
+    from m2mkd_ray.execution.event_log import EventLog
+    from m2mkd_ray.execution.events import each
 
     now = session(context)
     now.log.say_more(verbose)
@@ -115,7 +117,11 @@ def run(
     opened = now.open_store(store)
     machine = _launcher(now, chosen, stages, launcher, address, num_cpus, verify=verify)
     try:
-        with follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as follow:
+        with (
+            follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as shown,
+            EventLog(opened) as log,
+        ):
+            follow = each(shown, log)
             place = placer_of(
                 placement,
                 chosen,
@@ -150,7 +156,8 @@ def run(
 
 
 def _also_to_prometheus(follow: "Callable[[Event], None]", stages: "Sequence[Stage]") -> "Callable[[Event], None]":
-    from m2mkd_ray.execution.metrics import ExecutorMetrics, each
+    from m2mkd_ray.execution.events import each
+    from m2mkd_ray.execution.metrics import ExecutorMetrics
 
     return each(follow, ExecutorMetrics(stages))
 

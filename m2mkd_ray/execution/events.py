@@ -1,6 +1,6 @@
 """What the executor tells while it runs, and what it leaves at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from m2mkd_ray.errors import M2mkdError, RunError
@@ -113,6 +113,16 @@ Event = (
     | StageFailed
     | StageSkipped
 )
+
+
+def each(*callbacks: Callable[[Event], None]) -> Callable[[Event], None]:
+    """A callback that passes every event on to all of these, in order."""
+
+    def tell(event: Event) -> None:
+        for callback in callbacks:
+            callback(event)
+
+    return tell
 
 
 @dataclass(frozen=True)

@@ -200,16 +200,6 @@ Worker = tuple[object, object, object]
 """Host, process and actor."""
 
 
-def each(*callbacks: Callable[[Event], None]) -> Callable[[Event], None]:
-    """A callback that passes every event on to all of these, in order."""
-
-    def tell(event: Event) -> None:
-        for callback in callbacks:
-            callback(event)
-
-    return tell
-
-
 Instrument = of_ray.Gauge | of_ray.Counter
 
 

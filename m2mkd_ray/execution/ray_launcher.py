@@ -4,13 +4,12 @@ The connection to Ray and what its nodes can hold are here; the actors are in
 `pool.py`.
 """
 
-import json
 import logging
 import os
 import socket
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -20,9 +19,10 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.errors import ClusterError, StoreError
-from m2mkd_ray.execution.feasibility import Node, in_ray, misfits, said
+from m2mkd_ray.execution.feasibility import Node, in_ray, misfits
 from m2mkd_ray.execution.job import Job
 from m2mkd_ray.execution.leaving import leaving_nodes
+from m2mkd_ray.execution.node_groups import Autoscaler, find_autoscaler
 from m2mkd_ray.execution.pool import Pool, Shape, failed
 from m2mkd_ray.execution.reports import Report
 from m2mkd_ray.execution.stage import Resources, Stage
@@ -129,7 +129,7 @@ class RayLauncher:
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Stages that no node can hold, and nodes that cannot write the store."""
-        groups = _node_groups()
+        groups = self._autoscaler.groups
         found = misfits(plan, self.nodes() + [group.node for group in groups])
         if found and groups:
             found.append(f"Node groups: {'; '.join(str(group) for group in groups)}.")
@@ -145,7 +145,12 @@ class RayLauncher:
 
     def may_grow(self) -> bool:
         """Whether an autoscaler may start more nodes."""
-        return not self._is_local and (bool(_node_groups()) or _may_autoscale())
+        return self._autoscaler.may_grow
+
+    @cached_property
+    def _autoscaler(self) -> Autoscaler:
+        """It is asked for once: it does not change while a cluster runs."""
+        return Autoscaler(may_grow=False) if self._is_local else find_autoscaler()
 
     def may_request(self) -> bool:
         """Whether an autoscaler takes requests from here: it may grow, and is not behind `ray://`."""
@@ -208,53 +213,6 @@ def _staying() -> list[dict[str, Any]]:
 
 def _node_name(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Nodes of one kind that the autoscaler may start."""
-
-    name: str
-    resources: Mapping[str, float]
-    most: int
-
-    @property
-    def node(self) -> Node:
-        """One of them."""
-        return Node(f"node type {self.name}", self.resources)
-
-    def __str__(self) -> str:
-        nodes = f"up to {self.most} node{'s' if self.most != 1 else ''}"
-        return f"{self.name} ({said(self.resources)}, {nodes})"
-
-
-def _node_groups() -> list[_Group]:
-    """The node types that the autoscaler may start, where Ray keeps them (autoscaler v2)."""
-    if ray.util.client.ray.is_connected():
-        return []  # a driver behind `ray://` sees no state
-    from ray._private.state import state  # ray.train and ray.data ask here too; there is no public way in 2.60
-
-    config = state.get_cluster_config()
-    groups = config.node_group_configs if config else ()
-    return [_Group(group.name, dict(group.resources), group.max_count) for group in groups if group.max_count != 0]
-
-
-def _may_autoscale() -> bool:
-    """Whether nodes may come that nobody has seen: autoscaler v1 (`ray up`) keeps its node types to itself.
-
-    Its report names the types of live nodes; without an autoscaler these are `node_<id>` of a read-only provider
-    (ray/autoscaler/_private/readonly/node_provider.py).
-    """
-    if ray.util.client.ray.is_connected():
-        return True
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    if not report:
-        return False
-    types = json.loads(report).get("autoscaler_report", {}).get("active_nodes", {})
-    return any(not name.startswith("node_") for name in types)
 
 
 def _store_problems(store: Store, nodes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -21,8 +21,8 @@ from m2mkd_ray.execution import (
     StageSkipped,
     StageStarted,
 )
-from m2mkd_ray.execution.events import StageFailed
-from m2mkd_ray.execution.metrics import METRICS, ExecutorMetrics, each, report_metrics
+from m2mkd_ray.execution.events import StageFailed, each
+from m2mkd_ray.execution.metrics import METRICS, ExecutorMetrics, report_metrics
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 BEGIN, END = "<!-- metrics -->\n", "<!-- /metrics -->\n"
