@@ -133,6 +133,13 @@ def a_taken_port(place: Place) -> None:
     place.until_the_end.callback(server.shutdown)
 
 
+def too_many_images(place: Place) -> None:
+    """101 MiB that take no room on the disk."""
+    (place.folder / "images").mkdir()
+    with (place.folder / "images" / "all.tar").open("wb") as file:
+        file.truncate(101 * 1024**2)
+
+
 def a_full_folder(place: Place) -> None:
     (place.folder / "full").mkdir()
     (place.folder / "full" / "notes.txt").write_text("mine")
@@ -324,6 +331,35 @@ MISTAKES = (
         "run tiny.yaml --address 127.0.0.1:8265",
         "no Ray answers at `127.0.0.1:8265`: something else listens there",
         prepare=a_taken_port,
+    ),
+    # jobs
+    Mistake("unknown job", "submit demmo", "There is no job 'demmo'. Known jobs: ", 2),
+    Mistake("job with an unknown setting", "submit demo --dry-run --set seeds=1", "'seeds' is unknown", 2),
+    Mistake("job file that is not there", "submit mine.yaml", "Cannot read the job file mine.yaml", 2),
+    Mistake("recipe file as a job", "submit tiny.yaml", "is not as Ray takes it: - entrypoint. Field required", 2),
+    Mistake(
+        "job whose store would go with it",
+        "submit demo --store runs",
+        "Give --store an absolute path that all nodes share, or a URI",
+        2,
+    ),
+    Mistake(
+        "address of Ray's own port for a job",
+        "submit demo --address 127.0.0.1:6379",
+        "is not the address of a job server, which is its dashboard's URL",
+        2,
+    ),
+    Mistake(
+        "address at which no job server answers",
+        "submit demo --address http://127.0.0.1:1",
+        "Connecting to the job server http://127.0.0.1:1: nobody answers",
+    ),
+    Mistake(
+        "job that uploads too much",
+        "submit demo --dry-run",
+        "but a cluster's dashboard takes less than 100 MiB. Most of it is images (",
+        2,
+        prepare=too_many_images,
     ),
     # the store and its results
     Mistake(
