@@ -42,6 +42,7 @@ class Command:
     """A job's command, as the parser reads it."""
 
     name: str
+    """With that of its group (`data import`)."""
     values: "Mapping[str, Any]"
     """Values of its arguments and options by name."""
 
@@ -150,8 +151,8 @@ def request_of(job: str, settings: "Sequence[str]", store: str | None) -> "Reque
     key = recipe_key(command, arguments(entrypoint), Path(read.runtime_env.get("working_dir", ".")))
     root = _shared_store(command, file)
     metadata = {**read.metadata, "job": file.stem, "recipe_key": key, "store": root, **_code()}
-    if "recipe" in command.values:
-        metadata |= {"recipe": str(command.values["recipe"])}
+    if isinstance(recipe := command.values.get("recipe"), str):
+        metadata |= {"recipe": recipe}
     given = read.model_dump(exclude={"entrypoint", "submission_id", "metadata"})
     run = read.submission_id or f"{file.stem}-{key}"
     return Request(entrypoint=entrypoint, submission_id=run, metadata=metadata, **given)
@@ -163,34 +164,38 @@ def parsed(words: "Sequence[str]", file: Path) -> Command:
     Raises:
         UsageError: there is no such command, or an argument or option is wrong.
     """
+    from typer.core import TyperGroup
     from typer.exceptions import TyperException
     from typer.main import get_command
 
     from m2mkd_ray.cli import app
 
-    group: Any = get_command(app)
+    command: Any = get_command(app)
+    names, rest = [], list(words)
     try:
-        above = group.make_context("m2mkd", list(words))
-        name, command, rest = group.resolve_command(above, list(words))
-        values = command.make_context(name, list(rest), parent=above).params
+        read = command.make_context("m2mkd", list(rest))
+        while isinstance(command, TyperGroup):
+            name, command, rest = command.resolve_command(read, rest)
+            names.append(str(name))
+            read = command.make_context(name, list(rest), parent=read)
     except TyperException as error:
         raise UsageError(
             f"The command of the job file {file}, `m2mkd {' '.join(words)}`, is wrong: {error.format_message()}"
         ) from error
-    return Command(name, values)
+    return Command(" ".join(names), read.params)
 
 
 def recipe_key(command: Command, words: "Sequence[str]", folder: Path) -> str:
     """Twelve hex digits that stand for what a job's command makes.
 
     They follow from the addresses of all stages that it runs, so two commands that make
-    the same have one key, wherever and however fast. For a command without a recipe they
-    follow from its words, but for the store.
+    the same have one key, wherever and however fast. For other commands than `run` they
+    follow from the words, but for the store.
 
     Raises:
         UsageError: there is no such recipe, setting or stage.
     """
-    if "recipe" in command.values:
+    if command.name == "run":
         from m2mkd_ray.execution import closure
 
         name = str(command.values["recipe"])
@@ -205,8 +210,10 @@ def recipe_key(command: Command, words: "Sequence[str]", folder: Path) -> str:
 
 
 def _shared_store(command: Command, file: Path) -> str:
-    """The store of a job's command, which has to outlive the job and be the same on all nodes."""
-    root = command.values.get("store")
+    """The store of a job's command, which has to outlive the job and be the same on all nodes; "" if it has none."""
+    if "store" not in command.values:
+        return ""
+    root = command.values["store"]
     if not isinstance(root, str) or not (root.startswith("/") or "://" in root):
         raise UsageError(
             f"The job {file.stem} has the store {root!r}, which would lie in the job's own copy of the code and go "

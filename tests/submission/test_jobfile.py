@@ -58,7 +58,7 @@ def test_a_job_runs_a_command_of_ours_on_its_cluster_and_leaves_its_result_in_a_
     command = parsed(arguments(job.entrypoint), find_job(name))
     assert command.values["address"] == "auto"
     assert command.values["store"].startswith("/mnt/m2mkd/")
-    if "recipe" in command.values:
+    if command.name == "run":
         recipe = RECIPES[command.values["recipe"]]()
         assert set(command.values["until"]) <= {stage.name for stage in plan(recipe)}
 
@@ -137,6 +137,15 @@ def test_a_runs_id_follows_from_what_it_makes(own):
     assert key() == key("placement.pairs.cohort=2") == key(store="/elsewhere")
     assert len({key(), key("seed=1"), key("pairs.epochs=2")}) == 3
     assert key() == request_of("demo", [], None).metadata["recipe_key"]
+
+
+def test_a_command_of_a_group_is_a_job_too(own):
+    own.write_text("entrypoint: m2mkd data import cifar10 --source /shared/cifar-10-python.tar.gz --out /shared/data")
+    request = request_of(str(own), [], None)
+    assert request.metadata["store"] == ""
+    assert parsed(["data", "verify"], own).name == "data verify"
+    own.write_text("entrypoint: m2mkd data import cifar100 --source /shared/c.tar.gz --out /shared/data")
+    assert request_of(str(own), [], None).submission_id != request.submission_id
 
 
 @pytest.mark.parametrize(
