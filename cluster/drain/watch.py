@@ -255,8 +255,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--cloud", choices=CLOUDS, required=True)
     parser.add_argument("--metadata-url", default=LINK_LOCAL, help="of the metadata service (default: %(default)s)")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between questions (default: %(default)s)")
-    parser.add_argument("--margin", type=float, default=5.0,
-                        help="seconds kept back from the deadline that Ray is told (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--margin", type=float, default=5.0, help="seconds less than there are (default: %(default)s)")
     parser.add_argument("--ray", default="ray", help="command, e.g. 'docker exec m2mkd ray' (default: %(default)s)")
     parser.add_argument("--address", help="host:port of the head; default: what this node has joined")
     node = parser.add_mutually_exclusive_group()

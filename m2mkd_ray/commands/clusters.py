@@ -1,7 +1,7 @@
 """The nodes that a plan is made for: those of a Ray that runs, of this machine, or of a file.
 
-A file describes nodes plainly (`nodes:`), or is the YAML of a Ray cluster
-(`available_node_types:`), of which the most nodes that it may have are taken.
+A file describes nodes plainly (`nodes:`), is the YAML of a Ray cluster (`available_node_types:`),
+or a RayCluster or RayJob of KubeRay, of which the most nodes that it may have are taken.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from m2mkd_ray.commands.kuberay import is_labelled_spot, of_kuberay, worker_groups
 from m2mkd_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,12 +81,16 @@ def nodes_of_file(file: Path) -> "list[Node]":
         raise UsageError(f"Cannot read the cluster file {file}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"The cluster file {file} is not YAML: {error}") from error
-    if not isinstance(content, dict) or not ({"nodes", "available_node_types"} & content.keys()):
+    groups = worker_groups(content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not (groups or {"nodes", "available_node_types"} & content.keys()):
         raise UsageError(
             f"The cluster file {file} has neither `nodes:` (a list of type, count, gpus, gpu_type, gpu_memory_gb, "
-            f"cpus, memory_gb, spot) nor `available_node_types:` (a Ray cluster's YAML). Give one of them."
+            f"cpus, memory_gb, spot) nor `available_node_types:` (a Ray cluster's YAML) nor `workerGroupSpecs:` (of "
+            f"KubeRay). Give one of them; for a cluster of fixed hosts, describe these as `nodes:`."
         )
-    if "nodes" not in content:
+    if groups:
+        content = {"nodes": list(of_kuberay(file, groups))}
+    elif "nodes" not in content:
         content = {"nodes": list(_of_ray(file, content))}
     try:
         described = NodesFile.model_validate(content)
@@ -135,6 +140,8 @@ def _of_ray(file: Path, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         entry["gpu_type"] = known[0] if known else ""
         if resources.get("memory"):
             entry["memory_gb"] = resources["memory"] / 1e9
+        if label := (kind.get("labels") or {}).get("gpu-memory-gb"):
+            entry["gpu_memory_gb"] = label
         yield entry | {"spot": _is_spot(kind)}
 
 
@@ -147,5 +154,4 @@ def _is_spot(kind: Mapping[str, Any]) -> bool:
         each.get("preemptible") for each in (scheduling if isinstance(scheduling, list) else [scheduling])
     )
     azure = (config.get("azure_arm_parameters") or {}).get("priority") == "Spot"
-    label = (kind.get("labels") or {}).get("ray.io/market-type") == "spot"
-    return bool(market or preemptible or azure or label)
+    return bool(market or preemptible or azure or is_labelled_spot(kind.get("labels") or {}))
