@@ -51,16 +51,18 @@ def variant(recipe: Recipe) -> dict[str, Stage]:
         tuned = finetuning(recipe, {"data": data})
         student = evaluation(recipe, "student", {"model": tuned, "data": data, **suites})
         return {"data": data, "finetune": tuned, "evaluate-student": student}
-    distills = recipe.pairs.distill.alpha > 0  # without a teacher's term there is no teacher
+    distills = recipe.distills  # without a teacher's term there is no teacher
     meta = trained_vit(recipe, "meta", {"data": data})
     teacher, incubated = teacher_of(recipe, data, meta)
-    read_by_pairs = {"data": data, "meta": meta} | ({"split": cut(recipe, teacher)} if distills else {})
-    logits = teachings(recipe, read_by_pairs) if distills else {}
+    frozen = {"data": data, "meta": meta}
+    taught = {**frozen, "split": cut(recipe, teacher)} if distills else frozen
+    phases = {pair.index: recipe.pairs.at(pair.index) for pair in recipe.blueprint.pairs}
+    logits = teachings(recipe, taught) if distills else {}
     pairs = {
-        f"pair-{pair.index}": incubation(
-            recipe, pair.index, "student", recipe.pairs, read_by_pairs, logits.get(f"logits-{pair.index}")
+        f"pair-{index}": incubation(
+            recipe, index, "student", phase, taught if phase.distill.alpha > 0 else frozen, logits.get(f"logits-{index}")
         )
-        for pair in recipe.blueprint.pairs
+        for index, phase in phases.items()
     }
     assembled = assembly(recipe, "student", list(pairs.values()))
     tuned = finetuning(recipe, {"data": data, "assembled": assembled})

@@ -21,7 +21,7 @@ from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.stages.finetune import FinetunePlacement
 from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
 from m2mkd_ray.stages.parts import Validation
-from m2mkd_ray.training import TrainConfig, TrainPlacement
+from m2mkd_ray.training import Kind, Reduction, TrainConfig, TrainPlacement
 
 
 class Data(BaseModel, frozen=True, extra="forbid"):
@@ -80,10 +80,29 @@ class Teacher(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+class PairSettings(BaseModel, frozen=True, extra="forbid"):
+    """What one pair has instead of what all pairs have; None: the same as all."""
+
+    alpha: float | None = None
+    temperature: float | None = None
+    kind: Kind | None = None
+    reduction: Reduction | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that differ, by name."""
+        return self.model_dump(exclude_none=True)
+
+
 class Pairs(Phase, frozen=True, extra="forbid"):
     """The module stage."""
 
     distill: DistillConfig = DistillConfig()
+    of: Mapping[int, PairSettings] = Field({}, exclude_if=lambda of: not of)
+    """Settings of single pairs, by index: the best temperature may differ by depth. Left out of dumps while empty, so
+    that what is made from them (keys of reports and exports) stays as it was before there was this field."""
     views: int | None = Field(None, gt=0)
     """Views of each image, in turns: after so many epochs the same batches come again; None: a new one each epoch."""
     cache: LogitsFormat | None = None
@@ -95,6 +114,37 @@ class Pairs(Phase, frozen=True, extra="forbid"):
         if self.cache is not None and self.views is None:
             raise ValueError("`cache` keeps the logits of views that come again: set `views`, such as views=8")
         return self
+
+    @model_validator(mode="after")
+    def _single_pairs_fit(self) -> "Pairs":
+        given = {index: settings for index, settings in self.of.items() if settings.given}
+        object.__setattr__(self, "of", given)  # so that one that says nothing is equal to none
+        problems = []
+        for index in given:
+            try:
+                self.at(index)
+            except ValidationError as error:
+                problems += [
+                    f"of.{index}.{problem['loc'][-1]}: {problem['msg']} (found {problem['input']!r})"
+                    for problem in error.errors()
+                ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def at(self, index: int) -> "Pairs":
+        """What pair `index` is trained with: these settings with its own in their place.
+
+        Raises:
+            ValidationError: one of its own has a value that does not fit.
+        """
+        if index not in self.of:
+            return self if not self.of else self.model_copy(update={"of": {}})
+        given = self.of[index].given
+        tree = self.model_dump(exclude={"of"})
+        for name, value in given.items():
+            (tree["distill"] if name in DistillConfig.model_fields else tree)[name] = value
+        return Pairs.model_validate(tree)
 
 
 class StagePlacement(TrainPlacement, frozen=True, extra="forbid"):
@@ -176,11 +226,19 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
                 f"placement.pairs has ranks {pairs.ranks} and cohort {pairs.cohort}: a pair has several devices, or "
                 f"shares one, not both"
             )
+        unknown = [index for index in self.pairs.of if index not in range(self.blueprint.num_modules)]
+        if unknown:
+            problems.append(f"pairs.of names pairs {unknown}, but there are pairs 0 to {self.blueprint.num_modules - 1}")
         if not self.suites:
             problems.append("suites is empty: name at least one")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def distills(self) -> bool:
+        """Whether a teacher teaches any pair."""
+        return any(self.pairs.at(pair.index).distill.alpha > 0 for pair in self.blueprint.pairs)
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -202,13 +260,22 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     return _changed(recipe, changes, recipe.name, problems)
 
 
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values at dotted paths.
+
+    Raises:
+        UsageError: a path is misspelt or a value does not fit; lists all of them.
+    """
+    return _changed(recipe, list(changes.items()), recipe.name, [])
+
+
 def merged(recipe: Recipe, changes: Mapping[str, Any], source: str) -> Recipe:
     """The recipe with the nested changes of a YAML file.
 
     Raises:
         UsageError: a setting is misspelt or has a value that does not fit; lists all of them.
     """
-    return _changed(recipe, _leaves(changes, recipe.model_dump()), source, [])
+    return _changed(recipe, _leaves(changes, _tree(recipe)), source, [])
 
 
 def read_yaml(file: Path) -> tuple[str, Mapping[str, Any]]:
@@ -247,7 +314,7 @@ def _validated(tree: Mapping[str, Any], source: str) -> Recipe:
 
 
 def _changed(recipe: Recipe, changes: Sequence[tuple[str, Any]], source: str, problems: list[str]) -> Recipe:
-    tree = recipe.model_dump()
+    tree = _tree(recipe)
     for path, value in changes:
         try:
             _put(tree, path, value)
@@ -256,6 +323,16 @@ def _changed(recipe: Recipe, changes: Sequence[tuple[str, Any]], source: str, pr
     if problems:
         raise UsageError(f"Cannot change recipe {source!r}:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return _validated(tree, source)
+
+
+def _tree(recipe: Recipe) -> dict[str, Any]:
+    """All settings, those of every single pair too, given or not."""
+    tree = recipe.model_dump()
+    tree["pairs"]["of"] = {
+        str(pair.index): recipe.pairs.of.get(pair.index, PairSettings()).model_dump()
+        for pair in recipe.blueprint.pairs
+    }
+    return tree
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -94,14 +94,15 @@ def incubation(
 ) -> Stage:
     """One module in the meta model: a pair, or a teacher's module with labels alone.
 
-    `cached` are the teacher's logits; exact ones are read only to be faster, others change the result.
+    `phase` is the pair's own (`Pairs.at`), or the teacher's incubation. `cached` are the teacher's logits; exact ones are read only to be faster, others change the result.
     """
-    has_teacher = module == "student" and recipe.pairs.distill.alpha > 0
+    distill = phase.distill if isinstance(phase, Pairs) else DistillConfig(alpha=0)
+    has_teacher = distill.alpha > 0
     config = incubate.IncubateConfig(
         blueprint=_blueprint_of(module, recipe),
         index=index,
         module=module,
-        distill=recipe.pairs.distill if has_teacher else DistillConfig(alpha=0),
+        distill=distill if has_teacher else DistillConfig(alpha=0),
         training=training(recipe, phase),
     )
     placement = recipe.placement.pairs.model_copy(update={"data_root": recipe.placement.data_root})
@@ -140,11 +141,12 @@ def _flops(of: Callable[..., float], blueprint: Blueprint, index: int, **more: A
 
 
 def teachings(recipe: Recipe, needs: Mapping[str, Stage]) -> dict[str, Stage]:
-    """The logits of every pair's teacher hybrid for all views, for the pairs to read; none without a cache."""
+    """The logits of the teacher hybrid of every pair that has a teacher, for all views, for the pairs to read; none without a cache."""
     cache = recipe.pairs.cache
     if cache is None:
         return {}
-    return {f"logits-{pair.index}": _teaching(recipe, cache, pair.index, needs) for pair in recipe.blueprint.pairs}
+    taught = [pair.index for pair in recipe.blueprint.pairs if recipe.pairs.at(pair.index).distill.alpha > 0]
+    return {f"logits-{index}": _teaching(recipe, cache, index, needs) for index in taught}
 
 
 def _teaching(recipe: Recipe, format: LogitsFormat, index: int, needs: Mapping[str, Stage]) -> Stage:

@@ -175,13 +175,15 @@ def pair_sizes(recipe: "Recipe") -> list[PairSize]:
     """What each pair is and costs."""
     from m2mkd_ray.models.compute import pair_cost
 
-    distills = recipe.pairs.distill.alpha > 0
     return [
         PairSize(
             pair=pair.index,
             teacher_blocks=_range(pair.teacher_blocks),
             student_blocks=_range(pair.student_blocks),
-            gmac=pair_cost(recipe.blueprint, pair, with_teacher=distills).total / 1e9,
+            gmac=pair_cost(
+                recipe.blueprint, pair, with_teacher=recipe.pairs.at(pair.index).distill.alpha > 0
+            ).total
+            / 1e9,
         )
         for pair in recipe.blueprint.pairs
     ]

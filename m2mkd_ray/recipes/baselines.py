@@ -32,12 +32,14 @@ def incubation(recipe: Recipe) -> Recipe:
     It tells whether the teacher's signal or the meta model gives the gain (docs/method.md).
     """
     distill = recipe.pairs.distill.model_copy(update={"alpha": 0.0})
+    of = {index: settings.model_copy(update={"alpha": None}) for index, settings in recipe.pairs.of.items()}
+    without = {"distill": distill, "of": {index: settings for index, settings in of.items() if settings.given}}
     return recipe.model_copy(
-        update={"title": "incubation (no teacher)", "pairs": recipe.pairs.model_copy(update={"distill": distill})}
+        update={"title": "incubation (no teacher)", "pairs": recipe.pairs.model_copy(update=without)}
     )
 
 
 def matched_factor(recipe: Recipe) -> float:
     """Computation of pairs and fine-tuning by that of the fine-tuning alone."""
-    of_pairs = module_stage_factor(recipe.blueprint, with_teacher=recipe.pairs.distill.alpha > 0)
+    of_pairs = module_stage_factor(recipe.blueprint, with_teacher=recipe.distills)
     return 1 + of_pairs * recipe.pairs.epochs / recipe.finetune.epochs
