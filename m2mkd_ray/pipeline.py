@@ -60,7 +60,12 @@ def variant(recipe: Recipe) -> dict[str, Stage]:
     logits = teachings(recipe, taught) if distills else {}
     pairs = {
         f"pair-{index}": incubation(
-            recipe, index, "student", phase, taught if phase.distill.alpha > 0 else frozen, logits.get(f"logits-{index}")
+            recipe,
+            index,
+            "student",
+            phase,
+            taught if phase.distill.alpha > 0 else frozen,
+            logits.get(f"logits-{index}"),
         )
         for index, phase in phases.items()
     }

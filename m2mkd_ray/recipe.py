@@ -228,7 +228,9 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
             )
         unknown = [index for index in self.pairs.of if index not in range(self.blueprint.num_modules)]
         if unknown:
-            problems.append(f"pairs.of names pairs {unknown}, but there are pairs 0 to {self.blueprint.num_modules - 1}")
+            problems.append(
+                f"pairs.of names pairs {unknown}, but there are pairs 0 to {self.blueprint.num_modules - 1}"
+            )
         if not self.suites:
             problems.append("suites is empty: name at least one")
         if problems:

@@ -94,7 +94,8 @@ def incubation(
 ) -> Stage:
     """One module in the meta model: a pair, or a teacher's module with labels alone.
 
-    `phase` is the pair's own (`Pairs.at`), or the teacher's incubation. `cached` are the teacher's logits; exact ones are read only to be faster, others change the result.
+    `phase` is the pair's own (`Pairs.at`), or the teacher's incubation. `cached` are the teacher's logits; exact ones
+    are read only to be faster, others change the result.
     """
     distill = phase.distill if isinstance(phase, Pairs) else DistillConfig(alpha=0)
     has_teacher = distill.alpha > 0
@@ -141,7 +142,7 @@ def _flops(of: Callable[..., float], blueprint: Blueprint, index: int, **more: A
 
 
 def teachings(recipe: Recipe, needs: Mapping[str, Stage]) -> dict[str, Stage]:
-    """The logits of the teacher hybrid of every pair that has a teacher, for all views, for the pairs to read; none without a cache."""
+    """The logits of every taught pair's teacher hybrid for all views, for the pairs to read; none without a cache."""
     cache = recipe.pairs.cache
     if cache is None:
         return {}

@@ -35,7 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": DOMAIN | {"execution.stage", "stages", "recipe", "recipes", "slices"},
     "preflight": BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline"},
     "submission": {"errors"},
-    "cli": BELOW_STAGES | {"stages", "recipe", "pipeline", "recipes", "slices", "preflight", "submission", "commands"},
+    "sweeps": BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline", "preflight"},
+    "cli": BELOW_STAGES
+    | {"stages", "recipe", "pipeline", "recipes", "slices", "preflight", "submission", "sweeps", "commands"},
 }
 """What each room may import of ours, besides itself (but see `stages`). A dotted name is that file only."""
 
@@ -46,7 +48,12 @@ OF_CLI = re.compile(r"cli(_\w+)?|commands|__main__")
 """Files and folders that are part of the room `cli`."""
 
 ONLY_IN = {
-    "ray": ("execution/", "submission/", *(f"stages/{file}.py" for file in ("finetune", "group", "pair", "ranks"))),
+    "ray": (
+        "execution/",
+        "submission/",
+        "sweeps/",
+        *(f"stages/{file}.py" for file in ("finetune", "group", "pair", "ranks")),
+    ),
     "deepspeed": ("training/engine.py",),
 }
 """Who may import the heavy libraries, besides the room `cli`; the domain runs without them."""

@@ -180,9 +180,7 @@ def pair_sizes(recipe: "Recipe") -> list[PairSize]:
             pair=pair.index,
             teacher_blocks=_range(pair.teacher_blocks),
             student_blocks=_range(pair.student_blocks),
-            gmac=pair_cost(
-                recipe.blueprint, pair, with_teacher=recipe.pairs.at(pair.index).distill.alpha > 0
-            ).total
+            gmac=pair_cost(recipe.blueprint, pair, with_teacher=recipe.pairs.at(pair.index).distill.alpha > 0).total
             / 1e9,
         )
         for pair in recipe.blueprint.pairs

@@ -5,7 +5,6 @@ The result of a command goes to stdout and its log to stderr, so that results ca
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,26 +78,9 @@ def chosen(name: str, settings: Sequence[str]) -> "Recipe":
     Raises:
         UsageError: there is no such recipe or setting, or it does not fit together.
     """
-    from m2mkd_ray.recipe import merged, override, read_yaml
-    from m2mkd_ray.recipes import find_recipe
+    from m2mkd_ray.recipes.choose import choose
 
-    if Path(name).suffix in (".yaml", ".yml"):
-        base, changes = read_yaml(Path(name))
-        recipe = merged(find_recipe(base), changes, name)
-    else:
-        recipe = find_recipe(name)
-    if settings:
-        recipe = override(recipe, settings)
-    # Workers may have another working directory than the driver.
-    placement = recipe.placement.model_copy(update={"data_root": _absolute(recipe.placement.data_root)})
-    teacher = recipe.teacher
-    if teacher.weights != "timm":
-        teacher = teacher.model_copy(update={"weights": _absolute(teacher.weights)})
-    return recipe.model_copy(update={"placement": placement, "teacher": teacher})
-
-
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
+    return choose(name, settings)
 
 
 def planned(recipe: "Recipe") -> "list[Stage]":
