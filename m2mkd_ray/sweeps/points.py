@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from m2mkd_ray.errors import PlanError, UsageError
-from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.stage import Stage, in_order
 from m2mkd_ray.pipeline import variant
 from m2mkd_ray.recipe import Phase, Recipe, changed
 from m2mkd_ray.recipes.choose import choose
@@ -69,6 +69,12 @@ def targets(sweep: Sweep, recipe: Recipe) -> list[Stage]:
             return [stages[f"pair-{pair.index}"] for pair in recipe.blueprint.pairs]
         case Full():
             return [stages["finetune" if sweep.measured in OF_TRAINING else "evaluate-student"]]
+
+
+def recorded(sweep: Sweep, recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe that its trial accounts for: the targets, and the pairs below them."""
+    own = targets(sweep, recipe)
+    return [stage for stage in in_order(own) if stage.name.startswith("pair-") or stage in own]
 
 
 def value_of(sweep: Sweep, values: Sequence[float]) -> float:
@@ -269,6 +275,7 @@ __all__ = [
     "phase_of",
     "problems",
     "recipes",
+    "recorded",
     "targets",
     "value_of",
 ]

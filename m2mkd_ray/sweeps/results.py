@@ -25,7 +25,7 @@ COUNTED = ("flops", "teacher_calls", "cache_hits", "decodes")
 
 
 class StageRecord(BaseModel, frozen=True, extra="forbid"):
-    """A stage that a trial measures, for one seed."""
+    """A stage that a trial accounts for (`points.recorded`): a pair, or one whose metric counts."""
 
     name: str
     address: str
@@ -93,7 +93,7 @@ class SweepResults(BaseModel, frozen=True, extra="forbid"):
     updated: FiniteFloat
     trials: tuple[TrialRecord, ...] = ()
     shared: tuple[StageRecord, ...] = ()
-    """What the trials read and none of them measures: data, meta models, teachers, each once."""
+    """What the trials read and none accounts for: data, meta models, teachers, each once."""
     versions: Mapping[str, str] = Field(default={})
 
     @property
