@@ -4,29 +4,18 @@ Figures are inlined twice, for light and dark paper, and the browser takes the o
 is no script, no web font and no other file, so the page can be mailed, archived and opened offline.
 """
 
-import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from m2mkd_ray.reporting import units
 from m2mkd_ray.reporting.comparison import Comparison, comparisons
-from m2mkd_ray.reporting.plots import DARK, FIGURES, Plot, png
+from m2mkd_ray.reporting.layout import Drawn, draw, html, sections
+from m2mkd_ray.reporting.plots import FIGURES
 from m2mkd_ray.reporting.report import Report, Subject
-from m2mkd_ray.reporting.tables import TABLES, Table, summary
+from m2mkd_ray.reporting.tables import TABLES, summary
 
 _MEASURED = "how many test images there are, not from the spread between seeds"
-
-
-@dataclass(frozen=True)
-class _Figure:
-    plot: Plot
-    light: str
-    dark: str
-    alt: str
-    file: str
 
 
 @dataclass(frozen=True)
@@ -49,45 +38,21 @@ def render(report: Report, folder: Path) -> None:
     `report.json` holds `summary` (see `summary`) and `report`, from which `Report.model_validate` makes
     the same report again.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figures = []
-    for name, plot in FIGURES.items():
-        if plot.applies(report):
-            light, alt = png(plot, report)
-            (folder / "figures" / f"{name}.png").write_bytes(light)
-            dark, _ = png(plot, report, DARK)
-            figures.append(_Figure(plot, _base64(light), _base64(dark), alt, f"figures/{name}.png"))
+    figures = draw(FIGURES, report, folder)
     numbers = {"summary": summary(report), "report": report.model_dump(mode="json")}
     (folder / "report.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(_html(report, figures), encoding="utf-8")
 
 
-def _html(report: Report, figures: list[_Figure]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    tables = [table for build in TABLES.values() if (table := build(report)).rows]
-    return environment.get_template("page.html.jinja").render(
+def _html(report: Report, figures: list[Drawn]) -> str:
+    return html(
+        "page.html.jinja",
         report=report,
         lead=lead(report),
         scores=_scores(report),
-        sections=_sections(figures, tables),
+        sections=sections(figures, [build(report) for build in TABLES.values()]),
         notes=notes(report),
     )
-
-
-def _sections(figures: list[_Figure], tables: list[Table]) -> dict[str, tuple[list[_Figure], list[Table]]]:
-    """Figures, then tables, of each section."""
-    names = dict.fromkeys([f.plot.section for f in figures] + [table.section for table in tables])
-    return {
-        name: ([f for f in figures if f.plot.section == name], [t for t in tables if t.section == name])
-        for name in names
-    }
 
 
 def lead(report: Report) -> str:
@@ -191,7 +156,3 @@ def _speed(report: Report, first: Comparison) -> _Score | None:
 
 def _size(subject: Subject) -> str:
     return f" of {units.count(subject.num_parameters)} parameters" if subject.num_parameters else ""
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()

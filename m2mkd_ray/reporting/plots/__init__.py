@@ -8,8 +8,9 @@ from m2mkd_ray.reporting.plots.experts import LOAD, ROUTING
 from m2mkd_ray.reporting.plots.style import DARK, LIGHT, Plot, Theme, png
 from m2mkd_ray.reporting.plots.timeline import TIMELINE
 from m2mkd_ray.reporting.plots.training import CURVES, FINETUNING, TEACHER_SHARE
+from m2mkd_ray.reporting.report import Report
 
-FIGURES: Mapping[str, Plot] = {
+FIGURES: Mapping[str, Plot[Report]] = {
     "accuracy": ACCURACY,
     "suites": SUITES,
     "classes": CLASSES,

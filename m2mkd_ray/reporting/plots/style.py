@@ -7,7 +7,7 @@ lightened until text in each colour reads well on its paper. m2mKD is blue and p
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -121,13 +121,17 @@ DARK = Theme(
 )
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the report."""
+Numbers = TypeVar("Numbers")
+"""What a figure is drawn from: a `Report`, or a `SweepReport`."""
 
-    draw: Callable[[Report, Theme], Figure]
+
+@dataclass(frozen=True)
+class Plot(Generic[Numbers]):
+    """A figure of a report."""
+
+    draw: Callable[[Numbers, Theme], Figure]
     """Draws it; the figure's label (`Figure.set_label`) says in words what is seen, for those who cannot."""
-    applies: Callable[[Report], bool]
+    applies: Callable[[Numbers], bool]
     """Whether the report holds what it shows."""
     section: str
     title: str
@@ -135,7 +139,7 @@ class Plot:
     """How to read it: a sentence or two."""
 
 
-def png(plot: Plot, report: Report, theme: Theme = LIGHT) -> tuple[bytes, str]:
+def png(plot: Plot[Numbers], report: Numbers, theme: Theme = LIGHT) -> tuple[bytes, str]:
     """A plot as a PNG file and its description; the same bytes for the same report."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
