@@ -52,7 +52,7 @@ def draw_timeline(report: Report, theme: Theme) -> Figure:
     axes.set_ylim(bottom + 0.29, -0.29)
     total = sum(end - start for start, end in busy)
     axes.set_xlim(0, total or 1.0)
-    _time_axis(axes, total)
+    time_axis(axes, total)
     _mark_cuts(axes, theme, busy)
     _legend(figure, theme, report, spans)
     _name_bars(figure, axes, theme, report, spans, starts, ends, at)
@@ -256,7 +256,7 @@ def _legend(figure: Figure, theme: Theme, report: Report, spans: Sequence[Span])
     )  # fmt: skip
 
 
-def _time_axis(axes: Axes, total: float) -> None:
+def time_axis(axes: Axes, total: float) -> None:
     size, unit = next((s, u) for s, u in ((3600.0, "h"), (60.0, "min"), (1.0, "s")) if total >= 2 * s or s == 1.0)
     step = next((s * size for s in (1, 2, 5, 10, 20, 30, 60, 120) if total / (s * size) <= 12), 240 * size)
     axes.set_xticks(np.arange(0, total + 1e-9, step))
