@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from m2mkd_ray import __version__
-from m2mkd_ray.commands import data, doctor, jobs, listing, plan, results, run, tensorboard, watching
+from m2mkd_ray.commands import data, doctor, jobs, listing, plan, results, run, sweep, tensorboard, watching
 from m2mkd_ray.commands.log import log_file
 from m2mkd_ray.commands.session import Session
 from m2mkd_ray.errors import M2mkdError
@@ -49,6 +49,7 @@ app.command()(jobs.submit)
 app.command()(jobs.jobs)
 app.command()(jobs.logs)
 app.command()(jobs.stop)
+app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")
 app.add_typer(listing.app, name="list")
 app.command()(doctor.doctor)

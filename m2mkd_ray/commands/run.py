@@ -24,6 +24,7 @@ from m2mkd_ray.commands.session import (
 if TYPE_CHECKING:
     from m2mkd_ray.execution import Event, Launcher, Outcome, Stage, Store
     from m2mkd_ray.execution.ahead import Ahead
+    from m2mkd_ray.execution.ray_launcher import RayLauncher
     from m2mkd_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ def _launcher(
         logger.warning(warning)
     if (file := log_file(store, "run")) is not None:
         now.log.keep(file)
-    return LocalLauncher() if name is LauncherName.LOCAL else _ray(recipe, todo, store, address, num_cpus)
+    return LocalLauncher() if name is LauncherName.LOCAL else start_ray(recipe, todo, store, address, num_cpus)
 
 
 def _not_without_ray(stages: "Sequence[Stage]") -> list[str]:
@@ -225,9 +226,15 @@ def _not_without_ray(stages: "Sequence[Stage]") -> list[str]:
     ]
 
 
-def _ray(
+def start_ray(
     recipe: "Recipe", stages: "Sequence[Stage]", store: "Store", address: str | None, num_cpus: int | None
-) -> "Launcher":
+) -> "RayLauncher":
+    """A launcher on a Ray that can hold the stages, for which nothing else is wrong either.
+
+    Raises:
+        ClusterError: no Ray answers.
+        PlanError: something is wrong with the stages there; lists every problem.
+    """
     from m2mkd_ray import preflight
     from m2mkd_ray.execution import check
     from m2mkd_ray.execution.ray_launcher import RayLauncher

@@ -1,0 +1,382 @@
+"""`m2mkd sweep`: search over a recipe's settings, and look at what came of it."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from m2mkd_ray.commands.log import log_file
+from m2mkd_ray.commands.output import Column, print_json, print_table
+from m2mkd_ray.commands.run import Address, NumCpus, StallTimeout, WaitTimeout
+from m2mkd_ray.commands.session import AsJson, Session, Settings, StoreRoot, Verbose, session
+from m2mkd_ray.errors import ArtifactError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from m2mkd_ray.execution import Store
+    from m2mkd_ray.execution.ray_launcher import RayLauncher
+    from m2mkd_ray.recipe import Recipe
+    from m2mkd_ray.sweeps.expect import Expected
+    from m2mkd_ray.sweeps.results import SweepResults, TrialRecord
+    from m2mkd_ray.sweeps.sweep import Sweep
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 40
+"""Points of a dry run that are shown; the rest is counted."""
+
+SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep (quick), or a YAML file.")]
+OfRecipe = Annotated[
+    str | None, typer.Option("--recipe", metavar="RECIPE", help="Sweep this recipe instead of the sweep's own.")
+]
+Trials = Annotated[int | None, typer.Option("--trials", min=1, help="Try so many points instead of the sweep's own.")]
+
+
+class _RunByDefault(TyperGroup):
+    """`m2mkd sweep quick` is `m2mkd sweep run quick`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is named, or `run` where a sweep is."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+
+
+app = typer.Typer(
+    cls=_RunByDefault, no_args_is_help=True, help="Search over a recipe's settings. `m2mkd sweep NAME` runs one."
+)
+
+
+def chosen_sweep(
+    name: str, settings: Sequence[str] | None = None, recipe: str | None = None, trials: int | None = None
+) -> "Sweep":
+    """A sweep by name or from a YAML file, with what is changed on the command line.
+
+    Raises:
+        UsageError: there is none, or it does not fit together.
+    """
+    import yaml
+
+    from m2mkd_ray.sweeps import find_sweep
+    from m2mkd_ray.sweeps.sweep import validated
+
+    sweep = find_sweep(name)
+    tree = sweep.model_dump(mode="json")
+    for setting in settings or ():
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"{setting!r} is not of the form a.b=value.")
+        try:
+            tree["settings"][path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"The value of {setting!r} is not YAML: {error}") from error
+    tree["recipe"] = recipe or tree["recipe"]
+    tree["budget"]["trials"] = trials or tree["budget"]["trials"]
+    return validated(tree, name)
+
+
+@app.command("run")
+def run(
+    context: typer.Context,
+    sweep: SweepName,
+    settings: Settings = None,
+    recipe: OfRecipe = None,
+    trials: Trials = None,
+    store: StoreRoot = "runs",
+    address: Address = None,
+    num_cpus: NumCpus = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show points and expected cost; run nothing.")] = False,
+    stall_timeout: StallTimeout = 1800.0,
+    wait_timeout: WaitTimeout = 3600.0,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Try points of a space of settings; the same command goes on. Ends with the table, best.yaml and the report."""
+    from m2mkd_ray.sweeps import points
+    from m2mkd_ray.sweeps.expect import expect
+
+    now = session(context)
+    now.log.say_more(verbose)
+    chosen = chosen_sweep(sweep, settings, recipe, trials)
+    now.recipe = points.check(chosen)
+    opened = now.open_store(store)
+    expected = expect(chosen, now.recipe, opened)
+    if dry_run:
+        _print_expected(chosen, expected, as_json)
+        return
+    from m2mkd_ray.sweeps.tuning import run_sweep
+
+    launcher = _launcher(now, chosen, now.recipe, expected, opened, address, num_cpus)
+    try:
+        results = run_sweep(
+            chosen,
+            now.recipe,
+            opened,
+            launcher,
+            on_results=_Teller(),
+            stall_timeout_s=stall_timeout or None,
+            wait_timeout_s=wait_timeout or None,
+        )
+    finally:
+        launcher.close()
+    _print_end(results, opened, as_json)
+
+
+def _launcher(
+    now: Session,
+    sweep: "Sweep",
+    recipe: "Recipe",
+    expected: "Expected",
+    store: "Store",
+    address: str | None,
+    num_cpus: int | None,
+) -> "RayLauncher":
+    """Ray, after all checks of what every trial needs."""
+    from m2mkd_ray import preflight
+    from m2mkd_ray.commands.run import start_ray
+    from m2mkd_ray.execution import LocalLauncher, check
+
+    stages = [*expected.to_make, *expected.trained]
+    checks = [lambda: preflight.problems(recipe)]
+    if address is None:
+        checks.append(lambda: preflight.capacity_problems(stages, [preflight.this_machine(num_cpus)]))
+    check(stages, store, LocalLauncher(), extra=checks)
+    for warning in preflight.warnings(recipe):
+        logger.warning(warning)
+    if (file := log_file(store, f"sweep-{sweep.name}")) is not None:
+        now.log.keep(file)
+    return start_ray(recipe, stages, store, address, num_cpus)
+
+
+class _Teller:
+    """Logs what changed of the trials since it was last told."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+
+    def __call__(self, results: "SweepResults") -> None:
+        """Take note of newer results."""
+        for number, trial in enumerate(results.trials):
+            if self._states.get(trial.name) != trial.state:
+                self._states[trial.name] = trial.state
+                if trial.state != "waiting":
+                    logger.info("Trial %d %s: %s", number, _state_words(trial), _point_words(trial.point))
+
+
+def _state_words(trial: "TrialRecord") -> str:
+    if trial.value is None:
+        return f"{trial.state}{f' ({trial.why})' if trial.why else ''}"
+    return f"{trial.state} with {trial.value:.4g} at {trial.epochs:g} epochs"
+
+
+def _point_words(point: Any) -> str:
+    from m2mkd_ray.reporting.sweep_page import point_words
+
+    return point_words(point)
+
+
+def _print_expected(sweep: "Sweep", expected: "Expected", as_json: bool) -> None:
+    from m2mkd_ray.reporting.sweep import value_word
+    from m2mkd_ray.reporting.units import count, percent, quantity
+
+    if as_json:
+        print_json(expected_json(sweep, expected))
+        return
+    typer.echo(f"{sweep.title}: {sweep.name}-{sweep.key}\n")
+    if expected.points is None:
+        typer.echo(f"{expected.num_trials} points, which the searcher {sweep.searcher.kind} proposes as it goes.")
+    else:
+        shown = expected.points[:_SHOWN]
+        columns = [Column("trial", True), *(Column(path, True) for path in sweep.space)]
+        cells = [[value_word(p[path]) if path in p else "–" for path in sweep.space] for p in shown]
+        print_table(columns, [[str(at), *row] for at, row in enumerate(cells)])
+        if len(shown) < len(expected.points):
+            typer.echo(f"… and {len(expected.points) - len(shown)} more")
+    seeds = f"{len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)}"
+    typer.echo(f"\n{expected.num_trials} trials of {seeds}, of at most {expected.epochs:g} epochs each.")
+    if expected.points is not None:
+        done = f", of which {expected.num_complete} are complete" if expected.num_complete else ""
+        typer.echo(f"{len(expected.trained)} trainings that trials decide{done}, in {len(expected.cohorts)} cohorts.")
+    typer.echo(f"{len(expected.shared)} stages that trials share, of which {len(expected.to_make)} are to be made.")
+    if expected.together is not None and expected.alone is not None and expected.share is not None:
+        print_table(
+            [Column("the pairs cost at most"), Column("together", True), Column("separately", True)],
+            [
+                ["computation", quantity(expected.together.flops, "FLOP"), quantity(expected.alone.flops, "FLOP")],
+                ["teacher, images", count(expected.together.teacher_calls), count(expected.alone.teacher_calls)],
+                ["decodes, images", count(expected.together.decodes), count(expected.alone.decodes)],
+            ],
+        )
+        typer.echo(f"That is {percent(expected.share, 0)} of the computation of separate trials.")
+
+
+def expected_json(sweep: "Sweep", expected: "Expected") -> dict[str, Any]:
+    """A sweep's plan as JSON values."""
+    from dataclasses import asdict
+
+    return {
+        "sweep": sweep.name,
+        "key": sweep.key,
+        "points": None if expected.points is None else [dict(point) for point in expected.points],
+        "trials": expected.num_trials,
+        "epochs": expected.epochs,
+        "seeds": list(sweep.seeds),
+        "shared": [stage.address for stage in expected.shared],
+        "to_make": [stage.address for stage in expected.to_make],
+        "trained": [stage.address for stage in expected.trained] if expected.points is not None else None,
+        "complete": expected.num_complete,
+        "cohorts": list(expected.cohorts),
+        "together": asdict(expected.together) if expected.together else None,
+        "alone": asdict(expected.alone) if expected.alone else None,
+        "share": expected.share,
+    }
+
+
+def _print_end(results: "SweepResults", store: "Store", as_json: bool) -> None:
+    """The table, the best recipe and the report; an error if no trial came to a value."""
+    from m2mkd_ray.sweeps.report import write_best, write_report
+
+    best, report = write_best(store, results), write_report(store, results)
+    if as_json:
+        print_json({**results_json(results), "best_file": best, "report": report})
+    else:
+        _print_trials(results)
+        typer.echo(f"\nReport: {report}")
+        if best is not None:
+            typer.echo(f"Best:   {best} (m2mkd run {best})")
+    failed = [(at, trial) for at, trial in enumerate(results.trials) if trial.state == "failed"]
+    if failed or results.state == "failed":
+        lines = [f"- trial {at} ({_point_words(trial.point)}): {trial.why}" for at, trial in failed]
+        reason = f" {results.why}" if results.why else ""
+        raise RunError(
+            "\n".join(
+                [f"{len(failed)} of {len(results.trials)} trials of {results.sweep.name} failed.{reason}", *lines]
+            )
+            + "\nThe others are kept. Run the same command again when the cause is gone: only the rest will run."
+        )
+
+
+def results_json(results: "SweepResults") -> dict[str, Any]:
+    """Results as JSON values, with the best trial's name."""
+    best = results.best
+    return {**results.model_dump(mode="json"), "key": results.sweep.key, "best": best.name if best else None}
+
+
+def _print_trials(results: "SweepResults") -> None:
+    from m2mkd_ray.reporting.sweep import value_word
+
+    sweep, numbers = results.sweep, {trial.name: at for at, trial in enumerate(results.trials)}
+    several = len(sweep.seeds) > 1
+    columns = [Column("trial", True), Column("state"), *(Column(path, True) for path in sweep.space)]
+    columns += [
+        Column("epochs", True),
+        Column(sweep.measured, True),
+        *([Column("over seeds", True)] if several else []),
+    ]
+    ranked = results.ranked
+    rows = []
+    for trial in [*ranked, *(trial for trial in results.trials if trial not in ranked)]:
+        values = [value_word(trial.point[path]) if path in trial.point else "–" for path in sweep.space]
+        seeds = sorted(trial.by_seed.values())
+        over = [f"{seeds[0]:.4f} to {seeds[-1]:.4f}" if len(seeds) > 1 else ""] if several else []
+        value = "" if trial.value is None else f"{trial.value:.4f}"
+        rows.append([str(numbers[trial.name]), trial.state, *values, f"{trial.epochs:g}", value, *over])
+    print_table(columns, rows)
+
+
+def _found(
+    now: Session, name: str, settings: list[str] | None, recipe: str | None, trials: int | None, root: str
+) -> "tuple[Store, SweepResults]":
+    """The results of a sweep that was started; names those there are if it was not."""
+    from m2mkd_ray.sweeps.results import read
+
+    sweep, store = chosen_sweep(name, settings, recipe, trials), now.open_store(root)
+    try:
+        return store, read(store, sweep)
+    except ArtifactError as error:
+        others = store.folders.names("sweeps")
+        raise ArtifactError(f"{error} This store has: {', '.join(others) or 'no sweep'}.") from error
+
+
+@app.command("status")
+def status(
+    context: typer.Context,
+    sweep: SweepName,
+    settings: Settings = None,
+    recipe: OfRecipe = None,
+    trials: Trials = None,
+    store: StoreRoot = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Show every trial, the best first; also while another process runs the sweep."""
+    _, results = _found(session(context), sweep, settings, recipe, trials, store)
+    if as_json:
+        print_json(results_json(results))
+        return
+    _print_trials(results)
+    states = [trial.state for trial in results.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    typer.echo(f"\n{results.sweep.name}-{results.sweep.key} is {results.state}: {counts or 'no trial yet'}.")
+
+
+@app.command("best")
+def best(
+    context: typer.Context,
+    sweep: SweepName,
+    settings: Settings = None,
+    recipe: OfRecipe = None,
+    trials: Trials = None,
+    store: StoreRoot = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Print the recipe of the best trial, which `m2mkd run` takes as a file; with --json, the trial."""
+    from m2mkd_ray.sweeps.report import best_yaml
+
+    _, results = _found(session(context), sweep, settings, recipe, trials, store)
+    if results.best is None:
+        raise ArtifactError(f"No trial of {results.sweep.name} has a value yet; see `m2mkd sweep status {sweep}`.")
+    if as_json:
+        print_json(results.best.model_dump(mode="json"))
+        return
+    typer.echo(best_yaml(results).rstrip())
+
+
+@app.command("report")
+def report(
+    context: typer.Context,
+    sweep: SweepName,
+    settings: Settings = None,
+    recipe: OfRecipe = None,
+    trials: Trials = None,
+    store: StoreRoot = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Draw the report of what there is so far, and print its path, or with --json its numbers."""
+    from m2mkd_ray.sweeps.report import report_of, write_report
+
+    opened, results = _found(session(context), sweep, settings, recipe, trials, store)
+    if as_json:
+        print_json(report_of(opened, results).model_dump(mode="json"))
+        return
+    typer.echo(write_report(opened, results))
+
+
+@app.command("list")
+def list_sweeps(as_json: AsJson = False) -> None:
+    """Show the sweeps that ship."""
+    from m2mkd_ray.sweeps import SWEEPS
+
+    sweeps = [make() for make in SWEEPS.values()]
+    if as_json:
+        print_json([sweep.model_dump(mode="json") for sweep in sweeps])
+        return
+    columns = [Column("sweep"), Column("of"), Column("level"), Column("trials", True), Column("varies", wraps=True)]
+    rows = [[s.name, s.recipe, s.level.kind, str(s.budget.trials), ", ".join(s.space)] for s in sweeps]
+    print_table(columns, rows)
+
+
+@app.command("show")
+def show(sweep: SweepName, settings: Settings = None, recipe: OfRecipe = None, trials: Trials = None) -> None:
+    """Print a sweep as YAML, to start a file of your own from."""
+    from m2mkd_ray.sweeps.sweep import to_yaml
+
+    typer.echo(to_yaml(chosen_sweep(sweep, settings, recipe, trials)).rstrip())
