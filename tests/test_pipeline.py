@@ -12,7 +12,7 @@ from m2mkd_ray.execution import Stage
 from m2mkd_ray.models.compute import hybrid_flops
 from m2mkd_ray.pipeline import plan, variant
 from m2mkd_ray.recipe import Data, Pairs, Phase, Recipe, Teacher, override
-from m2mkd_ray.recipes import baseline
+from m2mkd_ray.recipes import baseline, find_recipe
 from m2mkd_ray.slices import images
 from m2mkd_ray.stages.parts import Validation
 
@@ -268,3 +268,50 @@ def test_writing_logits_is_one_process_whose_operations_are_known(recipe: Recipe
         rows = images(recipe, recipe.pairs) / recipe.pairs.epochs
         of_image = hybrid_flops(recipe.blueprint, stage.config.index)  # type: ignore[attr-defined]
         assert stage.flops == pytest.approx(3 * rows * of_image)
+
+
+# Single pairs with settings of their own
+
+
+def test_a_pairs_own_settings_change_its_stage_and_what_is_below_alone(recipe: Recipe) -> None:
+    own = override(recipe, ["pairs.of.1.temperature=3", "pairs.of.1.lr=0.002"])
+    of_all = override(recipe, ["pairs.distill.temperature=3", "pairs.lr=0.002"])
+    before, after, all_after = variant(recipe), variant(own), variant(of_all)
+    assert after["pair-1"].address == all_after["pair-1"].address
+    changed = {role for role in before if before[role].address != after[role].address}
+    assert changed == {"pair-1", "finetune", "evaluate-hybrids", "evaluate-student"}
+
+
+def test_a_pair_without_a_teacher_beside_others_is_the_controls(recipe: Recipe) -> None:
+    own, control = override(recipe, ["pairs.of.0.alpha=0"]), baseline(recipe, "incubation")
+    assert variant(own)["pair-0"].address == variant(control)["pair-0"].address
+    assert "split" not in variant(own)["pair-0"].needs
+    assert "split" in variant(own)["pair-1"].needs
+
+
+def test_the_control_without_a_teacher_has_none_in_any_pair(recipe: Recipe) -> None:
+    control = baseline(override(recipe, ["pairs.of.0.alpha=0.9"]), "incubation")
+    assert not control.distills
+    assert variant(control)["pair-0"].address == variant(baseline(recipe, "incubation"))["pair-0"].address
+
+
+def test_one_pair_with_a_teacher_is_enough_for_there_to_be_one(recipe: Recipe) -> None:
+    one = override(recipe, ["pairs.distill.alpha=0", "pairs.of.1.alpha=0.5"])
+    assert "teacher" in variant(one)
+    assert "logits-0" not in variant(override(one, ["pairs.views=2", "pairs.cache={kind: float32}"]))
+
+
+KEYS = {
+    "pair-0": "c736fe7db43c",
+    "pair-3": "da5c50995a19",
+    "evaluate-hybrids": "c9d29a43d6ad",
+    "report": "cafc7e855940",
+    "export": "7d28ef0b1f07",
+}
+
+
+def test_keys_of_recipes_without_such_settings_stay() -> None:
+    """Those of published artifacts, without data sets at hand; they change when a stage's version is raised, only."""
+    published = {stage.name: stage.key for stage in plan(override(find_recipe("vmoe_base"), ["baselines=[]"]))}
+    found = {name: published[name] for name in ("pair-0", "pair-3", "evaluate-hybrids", "report", "export")}
+    assert found == KEYS

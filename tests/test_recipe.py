@@ -182,3 +182,36 @@ def test_recipes_cannot_be_changed_in_place(demo: Recipe) -> None:
 
 def test_a_changed_recipe_can_be_planned(demo: Recipe) -> None:
     assert len(plan(override(demo, ["baselines=[]"]))) < len(plan(demo))
+
+
+def test_single_pairs_are_changed_by_their_index(demo: Recipe) -> None:
+    changed = override(demo, ["pairs.of.2.temperature=4", "pairs.of.0.lr=0.002"])
+    assert changed.pairs.at(2).distill == demo.pairs.distill.model_copy(update={"temperature": 4.0})
+    assert changed.pairs.at(0).lr == 0.002
+    assert changed.pairs.at(1) == demo.pairs
+    again = override(changed, ["pairs.of.2.temperature=null", "pairs.of.0.lr=null"])
+    assert again == demo  # what says nothing is nothing
+    assert "of" not in demo.model_dump()["pairs"]
+
+
+def test_single_pairs_of_a_file_come_back(demo: Recipe, tmp_path: Path) -> None:
+    changed = merged(demo, {"pairs": {"of": {1: {"alpha": 0.9}, "2": {"kind": "hard"}}}}, "mine.yaml")
+    assert changed.pairs.at(1).distill.alpha == 0.9
+    assert changed.pairs.at(2).distill.kind == "hard"
+    (tmp_path / "again.yaml").write_text(f"from: demo\n{to_yaml(changed)}")
+    _, changes = read_yaml(tmp_path / "again.yaml")
+    assert merged(demo, changes, "again.yaml") == changed
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pairs.of.7.temperature=4", "'7' is unknown; known here: 0, 1, 2, 3"),
+        ("pairs.of.2.temprature=4", "did you mean temperature"),
+        ("pairs.of.2.alpha=3", r"of.2.alpha: Input should be less than or equal to 1 \(found 3.0\)"),
+        ("pairs.of={9: {alpha: 0.1}}", r"pairs.of names pairs \[9\], but there are pairs 0 to 3"),
+    ],
+)
+def test_what_is_wrong_with_a_single_pair_is_said(demo: Recipe, setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        override(demo, [setting])

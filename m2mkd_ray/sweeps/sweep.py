@@ -180,8 +180,14 @@ class Sweep(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def key(self) -> str:
-        """Twelve hex digits that stand for the search: everything but what it is called and where it runs."""
+        """Twelve hex digits that stand for the search: everything but what it is called and where it runs.
+
+        Of a recipe file its contents count.
+        """
         tree = self.model_dump(mode="json", exclude={"name", "title", "cohort"})
+        file = Path(self.recipe)
+        if file.suffix in (".yaml", ".yml") and file.is_file():
+            tree["recipe"] = hashlib.sha256(file.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
