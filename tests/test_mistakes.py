@@ -176,6 +176,63 @@ def no_yaml(place: Place) -> None:
     (place.folder / "mine.yaml").write_text("from: demo\npairs: {epochs: 3\n")
 
 
+def a_sweep(place: Place, **changes: object) -> None:
+    """A sweep file of tiny.yaml, with something in it that is wrong."""
+    tree = {
+        "name": "mine",
+        "title": "Mine",
+        "recipe": "tiny.yaml",
+        "level": {"kind": "pair", "index": 1},
+        "space": {"pairs.distill.alpha": "uniform(0, 1)"},
+        "budget": {"trials": 2},
+    }
+    (place.folder / "mine.yaml").write_text(json.dumps({**tree, **changes}))
+
+
+def a_misspelt_path(place: Place) -> None:
+    a_sweep(place, space={"incubate.temperature": "loguniform(1, 8)"})
+
+
+def a_domain_too_wide(place: Place) -> None:
+    a_sweep(place, space={"pairs.distill.alpha": "uniform(0, 2)"})
+
+
+def words_for_a_number(place: Place) -> None:
+    a_sweep(place, space={"pairs.distill.temperature": "choice([cold, warm])"})
+
+
+def an_unknown_domain(place: Place) -> None:
+    a_sweep(place, space={"pairs.lr": "logunifrm(1e-4, 1e-2)"})
+
+
+def an_empty_space(place: Place) -> None:
+    a_sweep(place, space={})
+
+
+def a_range_of_nothing(place: Place) -> None:
+    a_sweep(place, space={"pairs.lr": "uniform(3, 3)"})
+
+
+def a_setting_of_another_stage(place: Place) -> None:
+    a_sweep(place, space={"finetune.lr": "uniform(1e-4, 1e-3)"})
+
+
+def an_unknown_metric(place: Place) -> None:
+    a_sweep(place, metric="val_top5")
+
+
+def population_based_training(place: Place) -> None:
+    a_sweep(place, scheduler="pbt")
+
+
+def a_grace_without_validation(place: Place) -> None:
+    a_sweep(place, scheduler={"kind": "asha", "grace": 0.1})
+
+
+def an_unknown_pair(place: Place) -> None:
+    a_sweep(place, level={"kind": "pair", "index": 7})
+
+
 RANKS = "--set placement.finetune.engine=deepspeed --set placement.finetune.num_workers"
 MISTAKES = (
     # names and settings
@@ -360,6 +417,74 @@ MISTAKES = (
         "but a cluster's dashboard takes less than 100 MiB. Most of it is images (",
         2,
         prepare=too_many_images,
+    ),
+    # sweeps
+    Mistake("unknown sweep", "sweep quik", "There is no sweep 'quik'. Known sweeps: ", 2),
+    Mistake("sweep file that is not there", "sweep my.yaml", "Cannot read the sweep file my.yaml", 2),
+    Mistake(
+        "misspelt path of a sweep",
+        "sweep mine.yaml",
+        "'incubate' is unknown; known here: ",
+        prepare=a_misspelt_path,
+    ),
+    Mistake(
+        "domain with values that the recipe does not take",
+        "sweep mine.yaml",
+        "Input should be less than or equal to 1 (found 2) (2 of uniform(0, 2))",
+        prepare=a_domain_too_wide,
+    ),
+    Mistake(
+        "domain of another type",
+        "sweep mine.yaml",
+        "should be a valid number, unable to parse string as a number (found 'warm') ('warm' of choice",
+        prepare=words_for_a_number,
+    ),
+    Mistake(
+        "unknown domain", "sweep mine.yaml", "no domain 'logunifrm'; did you mean loguniform", 2, an_unknown_domain
+    ),
+    Mistake("empty space", "sweep mine.yaml", "space is empty: name at least one setting", 2, an_empty_space),
+    Mistake("range without a value", "sweep mine.yaml", "low 3 is not below high 3", 2, a_range_of_nothing),
+    Mistake(
+        "path that changes nothing that is measured",
+        "sweep mine.yaml",
+        "space.finetune.lr changes nothing that is measured at level pair",
+        prepare=a_setting_of_another_stage,
+    ),
+    Mistake(
+        "metric that no trial reports",
+        "sweep mine.yaml",
+        "metric 'val_top5': no trial of level pair reports it. Known: val_top1, loss, ce",
+        prepare=an_unknown_metric,
+    ),
+    Mistake(
+        "scheduler that changes settings in mid-training",
+        "sweep mine.yaml",
+        "pbt changes settings in the middle of a training, but a stage's key is made from the settings",
+        2,
+        population_based_training,
+    ),
+    Mistake(
+        "grace that is over before anything is measured",
+        "sweep mine.yaml",
+        "is over before pairs is validated: set pairs.validate_every_epochs",
+        prepare=a_grace_without_validation,
+    ),
+    Mistake(
+        "pair that is not there",
+        "sweep mine.yaml",
+        "level.index 7: there is no such pair, only 0 to 1",
+        prepare=an_unknown_pair,
+    ),
+    Mistake(
+        "more GPUs a trial than there are",
+        "sweep mine.yaml --set placement.pairs.resources.gpus=4000",
+        "4000 GPUs, but no node has",
+        prepare=a_sweep,
+    ),
+    Mistake(
+        "best of a sweep that was not started",
+        "sweep best quick --store runs",
+        "The sweep 'quick' has no results in",
     ),
     # the store and its results
     Mistake(

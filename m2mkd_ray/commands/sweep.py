@@ -103,16 +103,15 @@ def run(
     if dry_run:
         _print_expected(chosen, expected, as_json)
         return
-    from m2mkd_ray.sweeps.tuning import run_sweep
-
     launcher = _launcher(now, chosen, now.recipe, expected, opened, address, num_cpus)
+    from m2mkd_ray.sweeps import tuning
+
     try:
-        results = run_sweep(
+        results = tuning.run(
             chosen,
-            now.recipe,
             opened,
             launcher,
-            on_results=_Teller(),
+            on_change=_Teller(),
             stall_timeout_s=stall_timeout or None,
             wait_timeout_s=wait_timeout or None,
         )
@@ -135,7 +134,7 @@ def _launcher(
     from m2mkd_ray.commands.run import start_ray
     from m2mkd_ray.execution import LocalLauncher, check
 
-    stages = [*expected.to_make, *expected.trained]
+    stages = [*expected.to_make, *expected.to_train]
     checks = [lambda: preflight.problems(recipe)]
     if address is None:
         checks.append(lambda: preflight.capacity_problems(stages, [preflight.this_machine(num_cpus)]))
@@ -194,7 +193,8 @@ def _print_expected(sweep: "Sweep", expected: "Expected", as_json: bool) -> None
     seeds = f"{len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)}"
     typer.echo(f"\n{expected.num_trials} trials of {seeds}, of at most {expected.epochs:g} epochs each.")
     if expected.points is not None:
-        done = f", of which {expected.num_complete} are complete" if expected.num_complete else ""
+        complete = len(expected.trained) - len(expected.to_train)
+        done = f", of which {complete} are complete" if complete else ""
         typer.echo(f"{len(expected.trained)} trainings that trials decide{done}, in {len(expected.cohorts)} cohorts.")
     typer.echo(f"{len(expected.shared)} stages that trials share, of which {len(expected.to_make)} are to be made.")
     if expected.together is not None and expected.alone is not None and expected.share is not None:
@@ -223,7 +223,7 @@ def expected_json(sweep: "Sweep", expected: "Expected") -> dict[str, Any]:
         "shared": [stage.address for stage in expected.shared],
         "to_make": [stage.address for stage in expected.to_make],
         "trained": [stage.address for stage in expected.trained] if expected.points is not None else None,
-        "complete": expected.num_complete,
+        "to_train": [stage.address for stage in expected.to_train] if expected.points is not None else None,
         "cohorts": list(expected.cohorts),
         "together": asdict(expected.together) if expected.together else None,
         "alone": asdict(expected.alone) if expected.alone else None,

@@ -28,8 +28,8 @@ class Expected:
     """Those of `shared` that the store does not have."""
     trained: tuple[Stage, ...]
     """What trials account for, each once. Without points: those of the first corner of the space."""
-    num_complete: int
-    """Those of `trained` that the store has."""
+    to_train: tuple[Stage, ...]
+    """Those of `trained` that the store does not have."""
     cohorts: tuple[int, ...]
     """Members of each cohort of pairs, if seats are filled as trials are made."""
     together: Cost | None
@@ -64,7 +64,7 @@ def expect(sweep: Sweep, recipe: Recipe, store: Store) -> Expected:
         shared=tuple(shared),
         to_make=tuple(stage for stage in shared if not _is_complete(stage, store)),
         trained=tuple(trained.values()),
-        num_complete=0 if known is None else sum(_is_complete(stage, store) for stage in trained.values()),
+        to_train=tuple(stage for stage in trained.values() if not _is_complete(stage, store)),
         cohorts=tuple(map(len, cohorts)) if known is not None else (),
         together=None if known is None else _sum(shares),
         alone=None if known is None else _sum(separate),

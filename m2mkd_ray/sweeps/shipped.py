@@ -1,6 +1,6 @@
 """The sweeps that ship, as functions; `SWEEPS` by name.
 
-All are of the demo, which is at hand everywhere. For another recipe: `m2mkd sweep run temperature --recipe fashion`,
+All are of the demo, which is at hand everywhere. For another recipe: `m2mkd sweep temperature --recipe fashion`,
 or a YAML file (`m2mkd sweep show temperature` prints one to start from).
 """
 
@@ -20,7 +20,7 @@ REDUCTION = "pairs.distill.reduction"
 def temperature() -> Sweep:
     """How soft the teacher's targets should be: temperatures of factors of two for every pair, on a grid.
 
-    Command: `m2mkd sweep run temperature`. 5 trials of 4 pairs each, for 2 seeds; none is stopped, because the curve
+    Command: `m2mkd sweep temperature`. 5 trials of 4 pairs each, for 2 seeds; none is stopped, because the curve
     itself is wanted.
     """
     return Sweep(
@@ -38,7 +38,7 @@ def temperature() -> Sweep:
 def loss_weights() -> Sweep:
     """How much the teacher's term should weigh against the labels, with either divisor.
 
-    Command: `m2mkd sweep run loss-weights`. The reference's divisor (`numel`, B * K) makes the teacher's term K times
+    Command: `m2mkd sweep loss-weights`. The reference's divisor (`numel`, B * K) makes the teacher's term K times
     smaller than textbook distillation's (docs/method.md), so alpha means another thing with each.
     """
     return Sweep(
@@ -60,7 +60,7 @@ def loss_weights() -> Sweep:
 def distillation() -> Sweep:
     """Temperature, weight and divisor together.
 
-    Command: `m2mkd sweep run distillation`. With `numel` the gradient is as good as the labels' alone whatever the
+    Command: `m2mkd sweep distillation`. With `numel` the gradient is as good as the labels' alone whatever the
     temperature, so that is varied with `batchmean` only.
     """
     return Sweep(
@@ -83,7 +83,7 @@ def distillation() -> Sweep:
 def quick() -> Sweep:
     """All of it in minutes on two cores: the last pair of a demo cut short, of which ASHA stops most trials early.
 
-    Command: `m2mkd sweep run quick`.
+    Command: `m2mkd sweep quick`.
     """
     short: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0.25, "validate_every_epochs": 1}
     phases = ("meta", "teacher.incubation", "teacher.phase")

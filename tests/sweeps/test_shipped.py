@@ -37,7 +37,7 @@ def test_every_corner_of_a_sweep_can_be_planned(name: str) -> None:
 
 @every_sweep
 def test_a_sweep_says_how_it_is_run_and_its_points_are_known(name: str) -> None:
-    assert f"m2mkd sweep run {name}" in (SWEEPS[name].__doc__ or "")
+    assert f"m2mkd sweep {name}" in (SWEEPS[name].__doc__ or "")
     assert len(drawn(SWEEPS[name]()) or ()) == SWEEPS[name]().budget.trials
 
 

@@ -1,0 +1,124 @@
+"""`m2mkd sweep`: what is shown before, while and after one runs. No Ray is started here."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from m2mkd_ray.commands.sweep import chosen_sweep
+from m2mkd_ray.errors import UsageError
+from m2mkd_ray.execution import Store
+from m2mkd_ray.sweeps import SWEEPS, find_sweep
+from m2mkd_ray.sweeps.draw import drawn
+from m2mkd_ray.sweeps.results import SweepResults, TrialRecord, write
+from m2mkd_ray.sweeps.sweep import from_yaml
+
+TEMPERATURE, LR = "pairs.distill.temperature", "pairs.lr"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a running `quick`: a trial is complete, one was stopped, one runs, the rest waits."""
+    root = tmp_path_factory.mktemp("runs")
+    sweep = find_sweep("quick")
+    states = {
+        0: ("stopped", ((1.0, 0.4),)),
+        1: ("complete", ((1.0, 0.5), (4.0, 0.62))),
+        2: ("running", ((1.0, 0.45),)),
+    }
+    trials = tuple(
+        TrialRecord(name=f"t{n}", point=point, state=state, history=history)
+        for n, point in enumerate(drawn(sweep) or ())
+        for state, history in [states.get(n, ("waiting", ()))]
+    )  # fmt: skip
+    write(Store(str(root)), SweepResults(sweep=sweep, created=1e9, updated=1e9 + 60, trials=trials))
+    return root
+
+
+@pytest.mark.parametrize("command", [("sweep", "quick"), ("sweep", "run", "quick")])
+def test_a_dry_run_shows_points_and_cost_and_starts_nothing(m2mkd, tmp_path, command) -> None:
+    ended = m2mkd(*command, "--dry-run", "--store", tmp_path / "runs")
+    assert ended.code == 0
+    first = (drawn(find_sweep("quick")) or ())[0]
+    assert f"{first[TEMPERATURE]:.3g}" in ended.out
+    assert "6 trials of 1 seed, of at most 4 epochs each" in ended.out
+    assert "of the computation of separate trials" in ended.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_has_numbers_for_scripts(m2mkd, tmp_path) -> None:
+    found = json.loads(m2mkd("sweep", "quick", "--dry-run", "--json", "--store", tmp_path).out)
+    assert found["points"] == drawn(find_sweep("quick"))
+    assert found["cohorts"] == [4, 2]
+    assert found["together"]["teacher_calls"] / found["alone"]["teacher_calls"] == pytest.approx(1 / 3)
+    assert len(found["to_make"]) == len(found["shared"]) == 9
+    assert all(address.startswith("pair-3-") for address in found["trained"])
+
+
+def test_what_is_typed_changes_the_sweep() -> None:
+    changed = chosen_sweep("quick", ["pairs.epochs=3", "data.max_rows=512"], "fashion", 2)
+    assert (changed.recipe, changed.budget.trials) == ("fashion", 2)
+    assert changed.settings["pairs.epochs"] == 3
+    assert changed.settings["data.max_rows"] == 512
+    assert changed.key != find_sweep("quick").key
+    assert chosen_sweep("quick") == find_sweep("quick")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("seed", "not of the form"), ("pairs.lr=[", "not YAML"), ("pairs.lr=1", "in settings and in space")],
+)  # fmt: skip
+def test_what_is_typed_wrongly_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        chosen_sweep("quick", [setting])
+
+
+def test_status_has_the_best_trial_first_while_others_run(m2mkd, store) -> None:
+    ended = m2mkd("sweep", "status", "quick", "--store", store)
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert [row[:2] for row in rows[1:4]] == [["1", "complete"], ["2", "running"], ["0", "stopped"]]
+    assert "is running: 1 stopped, 1 complete, 1 running, 3 waiting" in ended.out
+    found = json.loads(m2mkd("sweep", "status", "quick", "--json", "--store", store).out)
+    assert (found["best"], len(found["trials"]), found["key"]) == ("t1", 6, find_sweep("quick").key)
+
+
+def test_the_best_setting_is_a_recipe_that_can_be_planned(m2mkd, store, tmp_path) -> None:
+    text = m2mkd("sweep", "best", "quick", "--store", store).out
+    (tmp_path / "best.yaml").write_text(text)
+    assert m2mkd("plan", tmp_path / "best.yaml", "--store", tmp_path).code == 0
+    point = (drawn(find_sweep("quick")) or ())[1]
+    assert yaml.safe_load(text)["pairs"]["lr"] == point[LR]
+    found = json.loads(m2mkd("sweep", "best", "quick", "--json", "--store", store).out)
+    assert found["point"] == point
+
+
+def test_the_report_is_drawn_of_what_there_is(m2mkd, store) -> None:
+    page = Path(m2mkd("sweep", "report", "quick", "--store", store).out.strip())
+    assert page.is_file()
+    assert "not over" in page.read_text()
+    numbers = json.loads(m2mkd("sweep", "report", "quick", "--json", "--store", store).out)
+    assert len(numbers["trials"]) == 6
+
+
+def test_a_sweep_that_was_not_started_is_told_with_those_that_were(m2mkd, store) -> None:
+    ended = m2mkd("sweep", "status", "quick", "--trials", 3, "--store", store)
+    assert ended.code == 1
+    assert f"This store has: quick-{find_sweep('quick').key}." in ended.err
+
+
+def test_sweeps_are_listed_and_shown_as_files(m2mkd, tmp_path) -> None:
+    listed = json.loads(m2mkd("sweep", "list", "--json").out)
+    assert [sweep["name"] for sweep in listed] == list(SWEEPS)
+    assert all(name in m2mkd("sweep", "list").out for name in SWEEPS)
+    (tmp_path / "mine.yaml").write_text(m2mkd("sweep", "show", "distillation").out)
+    assert from_yaml(tmp_path / "mine.yaml") == find_sweep("distillation")
+
+
+def test_help_and_lists_of_sweeps_need_no_ray(m2mkd) -> None:
+    import subprocess
+
+    check = "import sys; from m2mkd_ray.cli import app; assert 'ray' not in sys.modules and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+    assert "m2mkd sweep" in m2mkd("sweep", "--help").out
