@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from m2mkd_ray import preflight
 from m2mkd_ray.errors import PlanError, UsageError
 from m2mkd_ray.execution.stage import Stage, in_order
 from m2mkd_ray.pipeline import variant
@@ -193,8 +194,15 @@ def _of_parameter(path: str, sweep: Sweep, recipe: Recipe) -> Iterator[str]:
         if "there is no setting" in said:
             hint = "" if "did you mean" in said else _elsewhere(path, recipe)
         yield f"space.{path}: {' '.join(line.strip(' -') for line in said.splitlines())}{hint}"
-    if tried and not bad and recipe.start != "scratch" and not _changes_a_target(sweep, tried):
+    if bad or recipe.start == "scratch":
+        return
+    if not _changes_a_target(sweep, tried):
         yield f"space.{path} changes nothing that is measured at level {sweep.level.kind}: leave it out"
+    elif path.startswith(("blueprint.", "data.")) or path.rpartition(".")[2] in ("batch_size", "precision"):
+        known = preflight.problems(recipe)
+        for problem in dict.fromkeys(found for one in tried for found in preflight.problems(one)):
+            if problem not in known:
+                yield f"space.{path}, {parameter.domain}: {problem}"
 
 
 def _changes_a_target(sweep: Sweep, tried: Sequence[Recipe]) -> bool:

@@ -128,7 +128,9 @@ def parse(text: str) -> Domain:
     try:
         arguments = tuple(ast.literal_eval(_Words().visit(argument)) for argument in call.args)
     except ValueError as error:
-        raise ValueError(f"{text!r} has an argument that is no number, word or list of these") from error
+        raise ValueError(
+            f"{text!r} has an argument that is no number, word or list of these (quote words with -)"
+        ) from error
     if problem := _wrong(kind, arguments):
         raise ValueError(f"{text!r}: {problem}")
     return Domain(kind, (tuple(arguments[0]),) if kind in ("choice", "grid") else arguments)

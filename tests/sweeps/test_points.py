@@ -130,6 +130,12 @@ def test_a_pair_may_have_a_temperature_of_its_own() -> None:
             {"space": {"pairs.warmup_epochs": "uniform(0, 4)", "pairs.epochs": "uniform(2, 8)"}},
             "pairs.warmup_epochs=4, pairs.epochs=2: .*warmup_epochs 4.0 is more than epochs 2.0",
         ),
+        (
+            {"space": {"pairs.batch_size": "choice([64, 20000])"}},
+            r"space.pairs.batch_size, choice\(.*20000 is more than the 8000 rows",
+        ),
+        ({"space": {"data.dataset": "choice(['fashion-mnist-small', fashion])"}}, "Known data sets"),
+        ({"space": {"blueprint.student.moe.top_k": "choice([1, 9])"}}, "top_k 9 is more than num_experts 8"),
         ({"metric": "val_top"}, "no trial of level stage reports it. .* did you mean val_top1"),
         ({"metric": "fashion-small/top1"}, "no trial of level stage reports it"),
         ({"metric": "loss"}, "mode max looks for the worst loss: set mode to min"),

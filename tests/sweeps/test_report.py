@@ -1,5 +1,6 @@
 """From results to what a person reads: the best recipe runs, counts are those of the stages, the page is whole."""
 
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,29 @@ def test_the_page_has_every_figure_and_the_best_setting(results: SweepResults, s
     assert f"temperature: {best.point['pairs.distill.temperature']}" in text
     assert all(f'alt="{words}' in text for words in ("Parallel coordinates of 12 trials", "Timeline of 12 trials"))
     assert "evaluates too" in text  # the demo's validation rows are of its test set
+
+
+class _Closed(HTMLParser):
+    """Fails on a tag that is closed where another is open."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img", "source", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(results: SweepResults, store: Store) -> None:
+    text = Path(write_report(store, results)).read_text()
+    assert _Closed(text).open == []
+    assert "http" not in text.replace("http-equiv", "")
+    assert "<script" not in text
 
 
 def test_a_sweep_that_has_just_begun_has_a_page_too(results: SweepResults, tmp_path: Path) -> None:
