@@ -23,6 +23,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(str(tmp_path_factory.mktemp("runs")))
 
 
+@pytest.fixture(scope="module")
+def page(results: SweepResults, store: Store) -> Path:
+    return Path(write_report(store, results))
+
+
 def test_the_best_setting_is_a_recipe_file_that_trains_the_best_trials_stages(
     results: SweepResults, store: Store
 ) -> None:
@@ -89,8 +94,7 @@ def test_a_stage_that_two_trials_have_is_spent_once_and_would_be_spent_twice(res
         assert both.otherwise == 2 * once.otherwise
 
 
-def test_the_page_has_every_figure_and_the_best_setting(results: SweepResults, store: Store) -> None:
-    page = Path(write_report(store, results))
+def test_the_page_has_every_figure_and_the_best_setting(results: SweepResults, page: Path) -> None:
     assert {file.stem for file in page.parent.glob("figures/*.png")} == set(SWEEP_FIGURES)
     text = page.read_text()
     best = results.best
@@ -116,8 +120,8 @@ class _Closed(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_needs_nothing_else(results: SweepResults, store: Store) -> None:
-    text = Path(write_report(store, results)).read_text()
+def test_the_page_is_whole_and_needs_nothing_else(page: Path) -> None:
+    text = page.read_text()
     assert _Closed(text).open == []
     assert "http" not in text.replace("http-equiv", "")
     assert "<script" not in text
