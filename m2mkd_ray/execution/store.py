@@ -3,6 +3,7 @@
     <root>/<name>-<key>/             a complete artifact: its files and `manifest.json`
     <root>/.partial/<name>-<key>/    work that goes on: `progress.json`, `attempts.json`, `waits.json`,
                                      `checkpoint/<step>/`, and the files being written
+    <root>/.events/                  what happened in each run (`event_log.py`)
     <root>/.locks/                   which driver is at work on what
     <root>/.quarantine/              artifacts that failed their hashes
 

@@ -3,13 +3,14 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from autoscaling import Autoscaling, kill_node, wait_until, workers
 from small import hashes, small_demo
 
+from m2mkd_ray.commands.watching import cluster_now
 from m2mkd_ray.errors import PlanError
 from m2mkd_ray.execution import (
     Event,
@@ -20,7 +21,9 @@ from m2mkd_ray.execution import (
     Store,
     check,
     execute,
+    plan_status,
 )
+from m2mkd_ray.execution.nodes import nodes_now
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.pipeline import plan
 
@@ -72,6 +75,8 @@ class Watcher:
         self.retried: dict[str, str] = {}
         self.done_at: float | None = None
         self.left_at: dict[str, float] = {}
+        self.seen: dict = {}
+        """The cluster when that was done."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StageStarted):
@@ -89,17 +94,27 @@ class Watcher:
 
 
 class NodeKiller(Watcher):
+    """Kills the stage's node; sees the cluster before."""
+
+    def __init__(self, stage: str, step: int, look: Callable[[], dict]) -> None:
+        super().__init__(stage, step)
+        self.look = look
+
     def act(self, event: StageProgress) -> None:
+        self.seen = self.look()
         kill_node(event.progress.pid)
 
 
 class Drainer(Watcher):
+    """Drains the stage's node; sees the cluster then."""
+
     def __init__(self, cluster: Autoscaling, stage: str, step: int) -> None:
         super().__init__(stage, step)
         self.cluster = cluster
 
     def act(self, event: StageProgress) -> None:
         self.cluster.drain(self.where[self.stage][0], DEADLINE_S)
+        self.seen = {node.id: node for node in nodes_now()}
 
 
 def attempts_of(store: Store, name: str) -> list[dict]:
@@ -112,7 +127,8 @@ def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
 ) -> None:
     assert workers() == set()
     assert launcher.may_grow()
-    recipe, killer = small_demo(ON_GPUS), NodeKiller("pair-0", step=20)
+    recipe = small_demo(ON_GPUS)
+    killer = NodeKiller("pair-0", 20, lambda: cluster_now(cluster.address, plan_status(plan(recipe), store)))
     execute(plan(recipe), store, launcher, until=PAIRS, on_event=killer).raise_for_failures()
     assert killer.done_at is not None
     lost, again = killer.where["pair-0"]
@@ -123,6 +139,11 @@ def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
     for name in on_lost:
         assert [attempt["outcome"] for attempt in attempts_of(store, name)] == ["LOST", "COMPLETE"]
     assert hashes(store, recipe, set(PAIRS), FILE) == hashes(undisturbed, recipe, set(PAIRS), FILE)
+    head, *others = killer.seen["nodes"]
+    assert (head["group"], head["runs"]) == ("", [])
+    assert {(node["group"], node["spot"]) for node in others} == {("incubate", True)}
+    assert "pair-0" in next(node["runs"] for node in others if node["id"] == lost)
+    assert all(attempt["where"]["node_group"] == "incubate" for attempt in attempts_of(store, "pair-0"))
     wait_until(lambda: not workers(), 60, workers)
 
 
@@ -135,12 +156,15 @@ def test_pairs_leave_a_node_that_is_drained_with_a_checkpoint_and_at_no_cost(
     assert drainer.done_at is not None
     drained, again = drainer.where["pair-0"]
     assert again != drained
+    assert drainer.seen[drained].leaves_in_s is not None
+    assert 0 < drainer.seen[drained].leaves_in_s <= DEADLINE_S
     leavers = {name for name in PAIRS if drainer.where[name][0] == drained}
     assert drainer.retried == dict.fromkeys(leavers, "PREEMPTED")
     assert all(at - drainer.done_at < DEADLINE_S for at in drainer.left_at.values())
     for name in leavers:
         first, last = attempts_of(store, name)
         assert (first["outcome"], last["outcome"]) == ("PREEMPTED", "COMPLETE")
+        assert first["lost_steps"] == 0
     assert hashes(store, recipe, set(PAIRS), FILE) == hashes(undisturbed, recipe, set(PAIRS), FILE)
 
 
