@@ -30,6 +30,7 @@ from m2mkd_ray.execution import (
     StageSkipped,
     StageStarted,
     StageWaits,
+    StageWithdrawn,
     Store,
 )
 from m2mkd_ray.reporting.counters import joined
@@ -96,6 +97,8 @@ class Row:
                 self.state, self.words = "failed", message.partition("\n")[0]
             case StageSkipped(because=because):
                 self.state, self.words = "skipped", f"needs {', '.join(stage.name for stage in because)}"
+            case StageWithdrawn():
+                self.state, self.words, self.step = "withdrawn", "not wanted any more", None
 
 
 class LiveTable:
@@ -240,3 +243,5 @@ def _sentence(row: Row, event: Event) -> str:
             return f"failed{words}"
         case StageSkipped():
             return f"not run, {row.words}"
+        case StageWithdrawn(step=step):
+            return "withdrawn" if step is None else f"withdrawn; its checkpoint of step {step} is kept"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from m2mkd_ray.execution.context import StageContext
 
 
+class Withdrawn(Exception):
+    """Raised by `StageContext.report` inside a stage that is not wanted any more: no failure, only an end."""
+
+
 @dataclass(frozen=True)
 class Member:
     """A stage as a cohort sees it."""

@@ -1,6 +1,6 @@
 """What a running stage sees of the world."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,5 +87,16 @@ class StageContext(Protocol):
         """Whether this worker's node is about to be taken away: time for a last checkpoint, then `PreemptedError`.
         Cheap, throttled."""
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Say how far the stage is, with what it measures; becomes `progress.json`. Cheap, throttled."""
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        """Say how far the stage is, with what it measures; becomes `progress.json`. Cheap, throttled.
+
+        Args:
+            landmarks: finite values that nobody who watches may miss, as the accuracy after every epoch: all so far,
+                each time. A report with a new one is always written.
+
+        Raises:
+            Withdrawn: the stage is not wanted any more. Its checkpoints are kept; a member of a cohort lets it end
+                that member alone.
+        """

@@ -102,6 +102,15 @@ class StageSkipped:
     """The failed stages above it."""
 
 
+@dataclass(frozen=True)
+class StageWithdrawn:
+    """The stage is not wanted any more: it was not run, or left its worker."""
+
+    stage: Stage
+    step: int | None
+    """Of its newest checkpoint, from which it goes on if it is added again; None: there is none."""
+
+
 Event = (
     StageReused
     | StageStarted
@@ -112,6 +121,7 @@ Event = (
     | StageWaits
     | StageFailed
     | StageSkipped
+    | StageWithdrawn
 )
 
 
@@ -127,11 +137,12 @@ def each(*callbacks: Callable[[Event], None]) -> Callable[[Event], None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended; every stage is in one of the three, in the order of the plan."""
+    """How a run ended; every stage is in one of the four, in the order of the plan."""
 
     complete: tuple[StageReused | StageEnded, ...]
     failed: tuple[StageFailed, ...]
     skipped: tuple[StageSkipped, ...]
+    withdrawn: tuple[StageWithdrawn, ...] = ()
 
     @property
     def metrics(self) -> Mapping[str, Metrics]:

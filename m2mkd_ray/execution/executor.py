@@ -18,7 +18,10 @@ from dataclasses import replace
 
 from m2mkd_ray.errors import ArtifactError, LockedError, StoreError, UsageError
 from m2mkd_ray.execution import failures
+from m2mkd_ray.execution.admission import Admission
 from m2mkd_ray.execution.ahead import Ahead
+from m2mkd_ray.execution.book import Book
+from m2mkd_ray.execution.changes import Changes
 from m2mkd_ray.execution.events import (
     Event,
     Outcome,
@@ -31,6 +34,7 @@ from m2mkd_ray.execution.events import (
     StageSkipped,
     StageStarted,
     StageWaits,
+    StageWithdrawn,
 )
 from m2mkd_ray.execution.failures import GiveUp, Kind, Retry
 from m2mkd_ray.execution.given import AsGiven
@@ -38,7 +42,8 @@ from m2mkd_ray.execution.interrupts import interrupts
 from m2mkd_ray.execution.launcher import Launcher
 from m2mkd_ray.execution.locks import Locks
 from m2mkd_ray.execution.placement import Placer
-from m2mkd_ray.execution.reports import Failed, Finished, Report, Started
+from m2mkd_ray.execution.reports import Failed, Finished, Gone, Report, Started
+from m2mkd_ray.execution.requests import Requests
 from m2mkd_ray.execution.runs import Run, State
 from m2mkd_ray.execution.seating import Seating
 from m2mkd_ray.execution.stage import Stage, in_order
@@ -70,6 +75,7 @@ def execute(
     decide: Decide = failures.decide,
     place: Placer | None = None,
     ahead: Ahead | None = None,
+    requests: Requests | None = None,
 ) -> Outcome:
     """Run what is not complete of a plan.
 
@@ -85,6 +91,8 @@ def execute(
         decide: what to do about a failure.
         place: which stages get a worker, where and in which order; None: all, as the plan has them (`AsGiven`).
         ahead: asks an autoscaler for nodes before stages become ready; None: nobody does.
+        requests: stages to add and to withdraw while it runs, which it does until these are closed; None: the plan
+            is all.
 
     Returns:
         How each stage ended; `raise_for_failures()` turns failures into one exception.
@@ -92,9 +100,13 @@ def execute(
     Raises:
         UsageError: `until` names a stage that the plan does not have.
         LockedError: another living driver computes one of the stages.
-        KeyboardInterrupt: SIGINT or SIGTERM; workers are killed, locks released, checkpoints kept.
+        KeyboardInterrupt: SIGINT or SIGTERM, or `requests` were cancelled; workers are killed, locks released,
+            checkpoints kept.
     """
     stages = closure(plan, until)
+    if requests is None:
+        requests = Requests()
+        requests.close()
     with Locks(store) as locks, interrupts(raise_at_once=launcher.runs_in_process) as interrupted:
         runs = {stage.address: Run(stage) for stage in stages}
         seating = Seating(runs, store, launcher, place or AsGiven(), ahead)
@@ -103,7 +115,7 @@ def execute(
         )
         try:
             executor.look(verify)
-            executor.loop()
+            executor.loop(requests)
         except BaseException:
             executor.abandon()
             raise
@@ -147,64 +159,33 @@ class _Executor:
         self._launcher = launcher
         self._locks = locks
         self._interrupted = interrupted
-        self._on_event = on_event
         self._stall_timeout_s = stall_timeout_s
         self._wait_timeout_s = wait_timeout_s
         self._decide = decide
         self._seating = seating
+        self._book = Book(store, locks, on_event)
+        self._admission = Admission(store, locks, self._book)
+        self._changes = Changes(runs, store, launcher, locks, seating, self._admission, self._book)
         self._repaired: set[str] = set()
         self._next_watch = 0.0
 
-    # Before the first launch
-
     def look(self, verify: bool) -> None:
-        """Find what is complete, lock the rest, and put what is spoilt in quarantine."""
-        todo = [run for run in self._runs.values() if not self._reuse(run, verify)]
-        self._locks.acquire(run.stage.address for run in todo)
-        for run in todo:
-            # Between the first look and our lock, another driver may have completed it.
-            if self._reuse(run, verify):
-                self._locks.release([run.stage.address])
-            else:
-                self._clear(run.stage)
-                if self._store.waits(run.stage.address):  # of a driver that was killed
-                    self._store.say_waits(run.stage.address, "")
-        self._sweep()
+        """Find what is complete, and lock the rest."""
+        self._admission.let_in(list(self._runs.values()), verify)
         self._seating.know(self._store.seconds(run.stage.name for run in self._in_state(State.WAITING)))
-
-    def _sweep(self) -> None:
-        """Delete unfinished work of complete stages, which a kill in a commit leaves."""
-        complete = {run.stage.address for run in self._in_state(State.COMPLETE)}
-        for address in complete.intersection(self._store.unfinished()):
-            try:
-                self._store.forget_unfinished(address)
-            except OSError as error:  # another user's, perhaps; it hinders nobody
-                logger.warning("The unfinished work of %s, which is complete, stays: %s", address, error)
-
-    def _reuse(self, run: Run, verify: bool) -> bool:
-        status = self._store.status(run.stage.address, verify=verify)
-        if status.state != "complete" or status.manifest is None:
-            return False
-        self._end(run, State.COMPLETE, StageReused(run.stage, status.manifest["seconds"], status.manifest["metrics"]))
-        return True
-
-    def _clear(self, stage: Stage) -> None:
-        """Make the place of an artifact free; we hold its lock."""
-        status = self._store.status(stage.address, verify=True)
-        if status.state == "spoilt":
-            self._store.quarantine(stage.address, "; ".join(status.problems))
-        elif status.state != "complete" and self._store.folders.names(stage.address):
-            self._store.quarantine(stage.address, "it has no manifest")
 
     # The loop
 
-    def loop(self) -> None:
-        """Run until nothing is left that could."""
+    def loop(self, requests: Requests) -> None:
+        """Run until nothing is left that could, and nothing more will be asked."""
         while True:
+            if requests.is_cancelled:
+                raise KeyboardInterrupt
+            self._changes.carry_out(requests)
             self._seating.fill([run for run in self._in_state(State.WAITING) if self._is_ready(run)])
             running = self._in_state(State.RUNNING)
             waiting = self._in_state(State.WAITING)
-            if not running and not waiting:
+            if not running and not waiting and requests.is_over:
                 return
             reports = self._launcher.poll(_POLL_S) if running else self._sleep(waiting)
             for report in reports:
@@ -215,7 +196,7 @@ class _Executor:
                 raise KeyboardInterrupt
 
     def _sleep(self, waiting: Sequence[Run]) -> list[Report]:
-        soonest = min(run.not_before for run in waiting) - time.monotonic()
+        soonest = min((run.not_before for run in waiting), default=0.0) - time.monotonic()
         # What is ready and still waits has no seat: that changes with the nodes, if it does.
         self._interrupted.wait(min(_POLL_S, soonest) if soonest > 0 else _POLL_S)
         return []
@@ -229,22 +210,27 @@ class _Executor:
         self._seating.change()
         match report:
             case Started(where=where):
-                self._wait_no_longer(run)
+                self._book.wait_no_longer(run)
                 self._seating.take_up(run, where)
                 step = self._store.checkpoints(run.stage.address).newest_step()
                 goes_on = "" if step is None else f", goes on from its checkpoint of step {step}"
                 logger.info("%s started on %s (pid %s)%s", run.stage.address, where["host"], where["pid"], goes_on)
-                self._on_event(StageStarted(run.stage, where, step))
+                self._book.tell(StageStarted(run.stage, where, step))
             case Finished(metrics=metrics):
                 seconds = self._store.manifest(run.stage.address)["seconds"]
                 logger.info("%s ended after %.1f s", run.stage.address, seconds)
                 self._seating.know({run.stage.name: seconds})
-                self._end(run, State.COMPLETE, StageEnded(run.stage, seconds, metrics, run.where))
+                self._book.end(run, State.COMPLETE, StageEnded(run.stage, seconds, metrics, run.where))
+                self._changes.forget(run)
                 self._locks.release([run.stage.address])
+            case Gone():
+                self._changes.gone(run)
             case Failed():
                 report = replace(report, kind=run.kind_of(report.kind))
-                self._end_attempt(run, report.kind, report.message)
-                if not (isinstance(report.error, ArtifactError) and self._repair(run)):
+                self._book.end_attempt(run, report.kind, report.message)
+                if run.withdrawn_at is not None:
+                    self._changes.leave(run)
+                elif not (isinstance(report.error, ArtifactError) and self._repair(run)):
                     self._judge(run, report)
 
     def _repair(self, run: Run) -> bool:
@@ -262,7 +248,7 @@ class _Executor:
             return False
         self._repaired |= addresses
         for need in spoilt:
-            self._clear(need.stage)
+            self._admission.clear(need.stage)
             need.state, need.end = State.WAITING, None
         run.wait()
         return True
@@ -276,11 +262,11 @@ class _Executor:
             logger.warning("%s is retried in %.1f s: attempt %d %s", name, decision.delay_s, attempt, failed.message)
             run.is_loner = run.is_loner or kind is Kind.CROWDED
             run.wait(until=time.monotonic() + decision.delay_s)
-            self._on_event(StageRetried(run.stage, kind, attempt, decision.delay_s, failed.message))
+            self._book.tell(StageRetried(run.stage, kind, attempt, decision.delay_s, failed.message))
             return
         logger.error("%s failed (%s): %s\n%s", name, decision.reason, failed.message, failed.traceback)
         end = StageFailed(run.stage, kind, decision.reason, failed.message, failed.traceback, failed.error)
-        self._end(run, State.FAILED, end)
+        self._book.end(run, State.FAILED, end)
         self._locks.release([name])
         self._skip_below()
 
@@ -294,7 +280,7 @@ class _Executor:
                 elif isinstance(end, StageSkipped):
                     causes |= {stage.address: stage for stage in end.because}
             if causes:
-                self._end(run, State.SKIPPED, StageSkipped(run.stage, tuple(causes.values())))
+                self._book.end(run, State.SKIPPED, StageSkipped(run.stage, tuple(causes.values())))
                 self._locks.release([run.stage.address])
 
     def _watch(self) -> None:
@@ -308,13 +294,14 @@ class _Executor:
         for run in self._in_state(State.RUNNING):
             if run.state is State.RUNNING and run.started is not None:  # a mate's end may have changed it
                 self._watch_progress(run)
+        self._changes.watch()
         self._watch_waiting()
 
     def _watch_progress(self, run: Run) -> None:
         progress = self._store.progress(run.stage.address)
         if progress is not None and progress != run.progress:
             run.progress, run.changed = progress, time.monotonic()
-            self._on_event(StageProgress(run.stage, progress))
+            self._book.tell(StageProgress(run.stage, progress))
         elif self._stall_timeout_s is not None and run.silence_s > self._stall_timeout_s:
             self._kill(run, Kind.STALLED, f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s")
         elif self._wait_timeout_s is not None and run.unheard_s > self._wait_timeout_s:
@@ -324,9 +311,12 @@ class _Executor:
         """End a stage's worker; the other members of its cohort wait for another one, at no cost."""
         for address in self._launcher.kill(run.stage.address):
             mate, why = self._runs[address], f"its worker was ended, because {run.stage.address} stalled"
-            self._end_attempt(mate, "INTERRUPTED", why)
+            self._book.end_attempt(mate, "INTERRUPTED", why)
+            if mate.withdrawn_at is not None:
+                self._changes.leave(mate)
+                continue
             mate.wait()
-            self._on_event(StageInterrupted(mate.stage, why))
+            self._book.tell(StageInterrupted(mate.stage, why))
         self._handle(Failed(run.stage.address, kind, message))
 
     def _watch_waiting(self) -> None:
@@ -338,26 +328,21 @@ class _Executor:
         for run in waiting:
             reason = lacking.get(run.stage.address)
             if reason is None:
-                self._wait_no_longer(run)
+                self._book.wait_no_longer(run)
             elif run.lacks_since is None:
                 run.lacks_since = now
                 self._store.say_waits(run.stage.address, reason)
                 if reason not in said:
                     said.add(reason)
                     logger.warning("%s waits for a node: it asks for %s", run.stage.address, reason)
-                self._on_event(StageWaits(run.stage, reason, time.time()))
+                self._book.tell(StageWaits(run.stage, reason, time.time()))
             elif self._wait_timeout_s is not None and now - run.lacks_since > self._wait_timeout_s:
                 self._give_up_waiting(run, reason)
-
-    def _wait_no_longer(self, run: Run) -> None:
-        if run.lacks_since is not None:
-            run.lacks_since = None
-            self._store.say_waits(run.stage.address, "")
 
     def _give_up_waiting(self, run: Run, reason: str) -> None:
         if run.state is State.RUNNING and run not in self._seating.recall([run]):
             return  # a worker has just taken it up
-        self._wait_no_longer(run)
+        self._book.wait_no_longer(run)
         message = f"No node could hold it for {self._wait_timeout_s:.0f} s: it asks for {reason}"
         self._judge(run, Failed(run.stage.address, Kind.UNPLACED, message))
 
@@ -370,7 +355,7 @@ class _Executor:
             self._launcher.kill(run.stage.address)
         for run in running:
             try:
-                self._end_attempt(run, "INTERRUPTED")
+                self._book.end_attempt(run, "INTERRUPTED")
             except (StoreError, OSError) as error:  # it must not hide what ended the run
                 logger.warning("The end of %s was not written down: %s", run.stage.address, error)
 
@@ -381,16 +366,8 @@ class _Executor:
             complete=tuple(end for end in ends if isinstance(end, StageReused | StageEnded)),
             failed=tuple(end for end in ends if isinstance(end, StageFailed)),
             skipped=tuple(end for end in ends if isinstance(end, StageSkipped)),
+            withdrawn=tuple(end for end in ends if isinstance(end, StageWithdrawn)),
         )
-
-    def _end_attempt(self, run: Run, outcome: str, message: str = "") -> None:
-        """Say how an attempt ended, unless another driver took its stage over: the open attempt is that one's."""
-        if self._locks.holds(run.stage.address):
-            self._store.end_attempt(run.stage.address, outcome, message)
-
-    def _end(self, run: Run, state: State, event: Event) -> None:
-        run.state, run.end = state, event
-        self._on_event(event)
 
     def _in_state(self, state: State) -> list[Run]:
         return [run for run in self._runs.values() if run.state is state]

@@ -28,6 +28,7 @@ from m2mkd_ray.execution.events import (
     StageReused,
     StageSkipped,
     StageStarted,
+    StageWithdrawn,
 )
 from m2mkd_ray.execution.stage import Stage, in_order
 
@@ -87,7 +88,7 @@ METRICS: Mapping[str, Metric] = {
 }  # fmt: skip
 """Every metric, by its name without the prefix."""
 
-STATES = ("waiting", "running", "complete", "reused", "failed", "skipped")
+STATES = ("waiting", "running", "complete", "reused", "failed", "skipped", "withdrawn")
 """Values of the tag `state`; a stage that will be tried again is waiting."""
 
 _AFTER: Mapping[type[Event], str] = {
@@ -98,6 +99,7 @@ _AFTER: Mapping[type[Event], str] = {
     StageInterrupted: "waiting",
     StageFailed: "failed",
     StageSkipped: "skipped",
+    StageWithdrawn: "withdrawn",
 }
 """State of a stage after an event."""
 
@@ -125,14 +127,11 @@ class ExecutorMetrics:
     """
 
     def __init__(self, plan: Iterable[Stage], clock: Callable[[], float] = time.monotonic) -> None:
-        stages = in_order(plan)
         self._clock = clock
-        self._states = {stage.address: "waiting" for stage in stages}
-        self._recipes = {stage.address: stage.of for stage in stages}
-        self._below: dict[str, list[Stage]] = {stage.address: [] for stage in stages}
-        for stage in stages:
-            for read in stage.reads.values():
-                self._below[read.address].append(stage)
+        self._states: dict[str, str] = {}
+        self._recipes: dict[str, str] = {}
+        self._below: dict[str, list[Stage]] = {}
+        stages = self._meet(plan)
         self._ready: dict[str, float] = {}
         """When each waiting stage could have started, as far as its needs go."""
         self._workers: dict[str, Worker] = {}
@@ -143,12 +142,24 @@ class ExecutorMetrics:
             self._look(stage)
         self._show()
 
+    def _meet(self, plan: Iterable[Stage]) -> list[Stage]:
+        """Take up stages that are not known yet, and what they read; they wait."""
+        new = [stage for stage in in_order(plan) if stage.address not in self._states]
+        for stage in new:
+            self._states[stage.address], self._recipes[stage.address] = "waiting", stage.of
+            self._below[stage.address] = []
+            for read in stage.reads.values():
+                self._below[read.address].append(stage)
+        return new
+
     def __call__(self, event: Event) -> None:
         """Take an event in."""
         state = _AFTER.get(type(event))
         if state is None:
             return  # no stage is in another state after it
         stage, now = event.stage, self._clock()
+        for new in self._meet([stage]) if stage.address not in self._states else ():  # added to an open run
+            self._look(new)
         ready = self._ready.pop(stage.address, now)
         self._enter(stage, state)
         match event:

@@ -6,13 +6,14 @@ is in, and the stage's would cost it seconds and most of a gigabyte.
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import ray
 
 from m2mkd_ray.errors import M2mkdError
+from m2mkd_ray.execution.cohort import Withdrawn
 from m2mkd_ray.execution.context import StageContext
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_S = 30.0
 
-Said = tuple[int, int, Mapping[str, float]]
-"""What rank 0 says: step, steps in all, metrics."""
+Said = tuple[int, int, Mapping[str, float], Sequence[Mapping[str, float]]]
+"""What rank 0 says: step, steps in all, metrics, and all landmarks so far."""
 
 
 class Relay:
@@ -41,9 +42,11 @@ class Relay:
         """The error that was kept."""
         return self.error
 
-    def put(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+    def put(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
         """Keep it in the place of what was there."""
-        self.last = (step, total_steps, metrics)
+        self.last = (step, total_steps, metrics, landmarks)
 
     def get(self) -> Said | None:
         """What rank 0 said last, once."""
@@ -84,6 +87,8 @@ def _carry_once(actor: "ActorHandle", context: StageContext, is_told: bool) -> b
             return is_told
         context.report(*said)
         return False
+    except Withdrawn:
+        return is_told  # the ranks run on until the executor ends this stage's worker
     except Exception:
         if not is_told:
             logger.warning("The ranks' progress is not known for now", exc_info=True)

@@ -4,6 +4,7 @@ import traceback
 from dataclasses import dataclass
 
 from m2mkd_ray.errors import M2mkdError, PreemptedError
+from m2mkd_ray.execution.cohort import Withdrawn
 from m2mkd_ray.execution.failures import Kind
 from m2mkd_ray.execution.job import Where
 from m2mkd_ray.execution.stage import Metrics
@@ -38,14 +39,23 @@ class Failed:
     """The exception itself if it is one of ours; others need not pickle."""
 
 
-End = Finished | Failed
+@dataclass(frozen=True)
+class Gone:
+    """A job stopped because it was withdrawn; its checkpoints are kept."""
+
+    address: str
+
+
+End = Finished | Failed | Gone
 """How a job ended, for better or worse."""
 
-Report = Started | Finished | Failed
+Report = Started | Finished | Failed | Gone
 
 
-def raised(address: str, error: BaseException) -> Failed:
+def raised(address: str, error: BaseException) -> Failed | Gone:
     """An exception of a stage as a report that can cross processes."""
+    if isinstance(error, Withdrawn):
+        return Gone(address)
     ours = isinstance(error, M2mkdError)
     return Failed(
         address=address,

@@ -22,6 +22,8 @@ class State(Enum):
     COMPLETE = auto()
     FAILED = auto()
     SKIPPED = auto()
+    WITHDRAWN = auto()
+    """Nobody wants it any more."""
 
 
 @dataclass(eq=False)
@@ -56,6 +58,8 @@ class Run:
     """Monotonic time at which this attempt last said something; None before its first report."""
     lacks_since: float | None = None
     """Monotonic time since which no node can hold it; None if one can."""
+    withdrawn_at: float | None = None
+    """Monotonic time since which it is to leave its worker; None if it may stay."""
     has_begun: bool = False
     """Whether a worker ever took it up in this run."""
     end: Event | None = None
@@ -91,6 +95,12 @@ class Run:
             None,
             progress,
         )
+
+    def want_again(self) -> None:
+        """It had come to an end that was not its artifact, and is asked for anew."""
+        self.end, self.withdrawn_at = None, None
+        self.history.clear()
+        self.wait()
 
     def wait(self, until: float = 0.0) -> None:
         """It goes back to those that wait, until a monotonic time at least."""

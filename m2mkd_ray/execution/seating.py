@@ -129,6 +129,11 @@ class Seating:
         self._has_changed = True
         return recalled
 
+    def has_mates(self, run: Run) -> bool:
+        """Whether others are at work in its worker."""
+        others = (other for other in self._runs.values() if other is not run and other.seated is run.seated)
+        return any(other.state is State.RUNNING for other in others)
+
     # Nodes
 
     def ask_ahead(self) -> None:

@@ -2,7 +2,7 @@
 
     <root>/<name>-<key>/             a complete artifact: its files and `manifest.json`
     <root>/.partial/<name>-<key>/    work that goes on: `progress.json`, `attempts.json`, `waits.json`,
-                                     `checkpoint/<step>/`, and the files being written
+                                     `withdrawn.json`, `checkpoint/<step>/`, and the files being written
     <root>/.events/                  what happened in each run (`event_log.py`)
     <root>/.locks/                   which driver is at work on what
     <root>/.quarantine/              artifacts that failed their hashes
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
+_WITHDRAWN = "withdrawn.json"
 _ADDRESS = re.compile(r"(?P<name>.+)-(?P<key>[0-9a-f]{12})")
 _MINIMUM_FREE_BYTES = 64 * 1024 * 1024
 
@@ -60,6 +61,8 @@ class Progress:
     """When it was said, in seconds since 1970."""
     pid: int
     host: str
+    landmarks: Sequence[Mapping[str, float]] = ()
+    """See `StageContext.report`."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,10 @@ class Store:
         found = self._read_json(f"{partial(address)}/waits.json")
         return "" if found is None else found["reason"]
 
+    def is_withdrawn(self, address: str) -> bool:
+        """Whether an unfinished stage is not wanted any more."""
+        return self.folders.read(f"{partial(address)}/{_WITHDRAWN}") is not None
+
     def attempts(self, address: str) -> list[dict[str, Any]]:
         """Every try so far at an unfinished stage: started, ended, outcome, where."""
         found = self._read_json(f"{partial(address)}/attempts.json")
@@ -234,6 +241,13 @@ class Store:
             self._write_json(f"{partial(address)}/waits.json", {"reason": reason, "since": now()})
         else:
             self.folders.delete(f"{partial(address)}/waits.json")
+
+    def say_withdrawn(self, address: str, is_withdrawn: bool) -> None:
+        """Say that an unfinished stage is not wanted any more, or that it is; its worker looks now and then."""
+        if is_withdrawn:
+            self._write_json(f"{partial(address)}/{_WITHDRAWN}", {"since": now()})
+        else:
+            self.folders.delete(f"{partial(address)}/{_WITHDRAWN}")
 
     def say_attempts(self, address: str, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Write `attempts.json`, whole."""

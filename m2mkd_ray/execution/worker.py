@@ -23,7 +23,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from m2mkd_ray.execution.cohort import Left, Member
+from m2mkd_ray.execution.cohort import Left, Member, Withdrawn
 from m2mkd_ray.execution.context import Checkpoints, Made, Maker, StageContext
 from m2mkd_ray.execution.job import Job, Where
 from m2mkd_ray.execution.reports import End, Finished, raised
@@ -52,7 +52,10 @@ class Around(Protocol):
 class WorkerContext:
     """The `StageContext` of a stage that runs in this process; `around` is None where that is alone."""
 
-    def __init__(self, job: Job, store: Store, out: Path, around: Around | None = None) -> None:
+    def __init__(
+        self, job: Job, store: Store, out: Path, around: Around | None = None, *, may_leave: bool = True
+    ) -> None:
+        """`may_leave`: whether `report` may end what reports; of several ranks none leaves alone."""
         self.inputs: Mapping[str, Path] = {role: store.open(address) for role, address in job.needs.items()}
         self.input_manifests: Mapping[str, Mapping[str, Any]] = {
             role: store.manifest(address) for role, address in job.needs.items()
@@ -67,6 +70,7 @@ class WorkerContext:
         self.placement = job.placement
         self._job, self._store = job, store
         self._address = job.address
+        self._may_leave = may_leave
         self._next_report = 0.0
         self.progress: Progress | None = None
         self.is_shared = around is not None
@@ -87,24 +91,34 @@ class WorkerContext:
         """See `StageContext`; never where this process is alone."""
         return self._around is not None and self._around.has_notice()
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """Say how far the stage is; written at most once a second, but the last step always.
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        """Say how far the stage is; written at most once a second, but the last step and landmarks always.
 
         Metrics that are not finite are left out: JSON has none, and a report must not end a stage.
+
+        Raises:
+            Withdrawn: see `StageContext`. Looked for with every report that is written but the last step's.
         """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.progress = Progress(step, total_steps, finite, time.time(), os.getpid(), socket.gethostname())
+        is_landmark = len(landmarks) > (0 if self.progress is None else len(self.progress.landmarks))
+        self.progress = Progress(
+            step, total_steps, finite, time.time(), os.getpid(), socket.gethostname(), tuple(landmarks)
+        )
         if self._around is not None:
             self._around.report(self._job, step, total_steps, finite)
-        if time.monotonic() < self._next_report and step != total_steps:
+        if time.monotonic() < self._next_report and step != total_steps and not is_landmark:
             return
         self._next_report = time.monotonic() + _REPORT_EVERY_S
         self._store.say_progress(self._address, self.progress)
+        if self._may_leave and step != total_steps and self._store.is_withdrawn(self._address):
+            raise Withdrawn(f"{self._address} is not wanted any more")
 
 
 def _context_elsewhere(job: Job, store: Store) -> StageContext:
     out = Path(tempfile.mkdtemp(prefix="elsewhere-"))
-    context = WorkerContext(job, store, out)
+    context = WorkerContext(job, store, out, may_leave=False)
     weakref.finalize(context, shutil.rmtree, out, ignore_errors=True)  # at the process's end at the latest
     return context
 

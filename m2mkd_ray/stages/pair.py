@@ -6,7 +6,7 @@ here.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -217,7 +217,9 @@ class Onlooker:
         """See `Session`."""
         return has_notice()
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
         """Say nothing."""
 
 
@@ -236,9 +238,11 @@ class Speaker:
         """See `Session`."""
         return has_notice()
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
         """Say it for the stage."""
-        self.context.report(step, total_steps, metrics)
+        self.context.report(step, total_steps, metrics, landmarks)
 
 
 @dataclass(frozen=True)

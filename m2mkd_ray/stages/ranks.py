@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -196,10 +196,12 @@ class RankSession:
         """See `Session`."""
         return has_notice()
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
         """Tell the stage, from rank 0 only."""
         if self.rank == 0:
-            self.job.relay.put.remote(step, total_steps, dict(metrics))
+            self.job.relay.put.remote(step, total_steps, dict(metrics), tuple(landmarks))
 
     def forget(self) -> None:
         """Remove the checkpoint that was downloaded."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from m2mkd_ray.errors import PreemptedError, TrainingError
 from m2mkd_ray.training.counters import Meter, StepFlops, cost_of_flops, peak_memory_gb
 from m2mkd_ray.training.engine import Engine, TrainPlacement
+from m2mkd_ray.training.landmarks import Landmarks
 from m2mkd_ray.training.optim import TrainConfig, learning_rate
 from m2mkd_ray.training.saving import Saver
 from m2mkd_ray.training.seams import Feed, Point, Session
@@ -47,7 +48,7 @@ class Course:
         self.place, self.member, self.engine, self.config = place, member, member.engine, member.config
         self.placement, self.feed = placement, feed
         self.total = member.config.total_steps(feed.steps_per_epoch)
-        self.step, self.history = 0, list[Point]()
+        self.step, self.history, self.landmarks = 0, list[Point](), Landmarks()
         self.is_over = self._had_notice = False
         self.error: Exception | None = None
         self.saver = Saver(member.session.checkpoints, beside=self.engine.world == 1 and self.engine.copies)
@@ -69,6 +70,7 @@ class Course:
             if self.engine.world > 1 and not isinstance(error, TrainingError):
                 raise
             self.error, self.is_over = error, True
+            self.saver.close()  # what is on its way is kept before anybody is told that this member is gone
             traceback.clear_frames(error.__traceback__)  # they hold the step's activations
             self.engine.release()
 
@@ -92,6 +94,7 @@ class Course:
             self.step, folder = checkpoint
             self.engine.load(folder)
             self.history = Saver.history_in(folder)
+            self.landmarks = Landmarks(self.history)
             logger.info("Resuming from the checkpoint of step %d", self.step)
 
     def look(self) -> None:
@@ -102,7 +105,9 @@ class Course:
         elif self.step not in self._validation_steps():
             return
         if self.member.validate is not None and not self._was_seen():
-            self.history.append({**self._now(), **self.member.validate()})
+            self._note({**self._now(), **self.member.validate()})
+            if self.step and not is_at_end:
+                self._report()
         if not is_at_end and self.config.patience is not None and self.engine.agree(self._is_out_of_patience()):
             logger.info("Ending at step %d: top-1 has not risen for %d validations", self.step, self.config.patience)
             self.engine.end()
@@ -162,8 +167,8 @@ class Course:
             self._require_finite(values)
         self.step += 1
         if is_logged:
-            self.history.append({**self._now(), "lr": lr, **values, **self._counters()})
-            self.member.session.report(self.step, self.total, self.history[-1])
+            self._note({**self._now(), "lr": lr, **values, **self._counters()})
+            self._report()
             self.meter = Meter()
 
     def keep(self) -> None:
@@ -205,7 +210,16 @@ class Course:
         self.saver.wait()
         if self.first_step_at and self.history:
             self.history[0].setdefault("first_step_at", self.first_step_at)
+        if self.landmarks.points:
+            self._report()
         self.is_over = True
+
+    def _note(self, point: Point) -> None:
+        self.history.append(point)
+        self.landmarks.see(point)
+
+    def _report(self) -> None:
+        self.member.session.report(self.step, self.total, self.history[-1], self.landmarks.points)
 
     def _now(self) -> Point:
         return {"step": self.step, "epoch": self.step / self.feed.steps_per_epoch}

@@ -1,6 +1,6 @@
 """What the training loop asks of the places around it: batches, checkpoints, somebody to report to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -61,5 +61,10 @@ class Session(Protocol):
         """Whether the machine is about to be taken away. Asked after every step; of several ranks, by all of them
         after the steps that are logged, and each is told the same."""
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """How far the training is."""
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        """How far the training is, and what of it nobody who watches may miss: all so far, each time.
+
+        What is raised here ends this training alone.
+        """

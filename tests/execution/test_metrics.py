@@ -174,7 +174,7 @@ def test_what_workers_and_executor_report_is_exported(port: int) -> None:
         sample("ray_m2mkd_retries_total", recipe="", kind="PREEMPTED"): 1.0,
         sample("ray_m2mkd_cohorts", size="1"): 1.0,
     }
-    counts = {"waiting": 2, "running": 1, "reused": 1, "complete": 0, "failed": 0, "skipped": 0}
+    counts = {"waiting": 2, "running": 1, "reused": 1, "complete": 0, "failed": 0, "skipped": 0, "withdrawn": 0}
     expected |= {sample("ray_m2mkd_stages", recipe="", state=state): float(count) for state, count in counts.items()}
     for metric in reported:
         value = {"step": 10.0, "total_steps": 40.0}.get(metric.name) or values[metric.name]

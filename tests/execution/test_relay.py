@@ -4,6 +4,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 import ray
@@ -38,7 +39,7 @@ class Stage:
         self.steps: list[int] = []
         self.fails = fails
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+    def report(self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Any = ()) -> None:
         if self.fails:
             self.fails -= 1
             raise StoreError("the network blinked")

@@ -13,7 +13,7 @@ from pyarrow import fs
 from pydantic import BaseModel
 
 from m2mkd_ray.errors import TrainingError
-from m2mkd_ray.execution import Left, Member, Metrics, Resources, Stage, StageContext, Store, Together
+from m2mkd_ray.execution import Left, Member, Metrics, Resources, Stage, StageContext, Store, Together, Withdrawn
 
 
 class Number(BaseModel, frozen=True, extra="forbid"):
@@ -81,7 +81,7 @@ def link(config: Chain, context: StageContext) -> Generator[int, None, Metrics]:
         files = Path(tempfile.mkdtemp())
         (files / "state").write_text(state)
         context.checkpoints.save(step, files)
-        context.report(step, config.steps, {"loss": 1 / step})
+        context.report(step, config.steps, {"loss": 1 / step}, [{"step": float(done + 1)} for done in range(step)])
         yield step
     (context.out / "state").write_text(state)
     return {"state": state}
@@ -97,7 +97,7 @@ def chains(members: Sequence[Member]) -> Iterator[Left]:
             except StopIteration as end:
                 del inside[place]
                 yield Left(place, end.value)
-            except ValueError as error:
+            except (ValueError, Withdrawn) as error:
                 del inside[place]
                 yield Left(place, error=error)
         pace = members[0].context.placement

@@ -1,6 +1,6 @@
 """A small training on real images: everything `fit` needs, made anew for each call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Keeper:
     checkpoints: Checkpoints
     reports: list[tuple[int, int, Mapping[str, float]]] = field(default_factory=list)
 
+    landmarks: Sequence[Mapping[str, float]] = ()
     notice_from: int | None = None
     """Asked so often, it has been told that its machine goes."""
     asked: int = 0
@@ -42,9 +43,12 @@ class Keeper:
         self.asked += 1
         return self.notice_from is not None and self.asked >= self.notice_from
 
-    def report(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], landmarks: Sequence[Mapping[str, float]] = ()
+    ) -> None:
         """See `Session`."""
         self.reports.append((step, total_steps, metrics))
+        self.landmarks = tuple(landmarks)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ class OneRankKeeps:
     def has_notice(self) -> bool:
         return False
 
-    def report(self, step: int, total_steps: int, metrics: Any) -> None:
+    def report(self, step: int, total_steps: int, metrics: Any, landmarks: Any = ()) -> None:
         pass
 
 
