@@ -9,6 +9,7 @@ import pytest
 import ray
 import toy
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from toy import Number, Pace, number
 
 from m2mkd_ray.execution import (
@@ -63,6 +64,13 @@ class Machines:
         while not is_so():
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+    def drain(self, node: "ray._private.node.Node") -> None:
+        """Say that a node will be taken away in a minute, as `ray drain-node` does."""
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        client = ray._raylet.GcsClient(address=self.cluster.address)
+        is_accepted, why = client.drain_node(node.node_id, reason, "spot", int((time.time() + 60) * 1000))
+        assert is_accepted, why
 
     def remove(self, node: "ray._private.node.Node") -> None:
         """Take a node away without notice."""
@@ -178,3 +186,20 @@ def test_seats_on_a_node_that_goes_are_asked_for_anew(machines: Machines, store:
     assert len(placer.asked) > 1
     places = {store.manifest(stage.address)["where"]["node_id"] for stage in last}
     assert places - {gone} == {machines.launcher.nodes()[0].id}
+
+
+def test_a_node_that_is_drained_is_given_nothing_more(machines: Machines, store: Store) -> None:
+    """Not even by way of the worker that is warm there."""
+    where: dict[str, str] = {}
+
+    def note(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            where[event.stage.name] = event.where["node_id"]
+
+    leaves = machines.add()
+    execute([big("before", 1)], store, machines.launcher, on_event=note).raise_for_failures()
+    machines.drain(leaves)
+    stays = machines.add()
+    assert leaves.node_id not in machines.ids()
+    execute([big("after", 2)], store, machines.launcher, on_event=note).raise_for_failures()
+    assert where == {"before": leaves.node_id, "after": stays.node_id}
