@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from m2mkd_ray.execution import feasibility
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.stage import Resources
 
@@ -85,8 +86,8 @@ def type_name(name: str) -> str:
 
 
 def is_spot(node: Node) -> bool:
-    """Whether the node may be taken away at any time (Ray's label for the market that it was bought on)."""
-    return node.labels.get("ray.io/market-type") == "spot"
+    """Whether the node may be taken away at any time."""
+    return feasibility.is_spot(node.labels)
 
 
 def gpu_memory_gb(node: Node) -> float:
