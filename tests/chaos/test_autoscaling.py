@@ -145,7 +145,8 @@ def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
     assert {(node["group"], node["spot"]) for node in others} == {("incubate", True)}
     assert "pair-0" in next(node["runs"] for node in others if node["id"] == lost)
     assert all(attempt["where"]["node_group"] == "incubate" for attempt in attempts_of(store, "pair-0"))
-    wait_until(lambda: not workers(), 60, workers)
+    # Its workers are idle, and are ended by whoever asks for what happened.
+    wait_until(lambda: not launcher.poll(0.1) and not workers(), 90, workers)
 
 
 def test_pairs_leave_a_node_that_is_drained_with_a_checkpoint_and_at_no_cost(
