@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cluster_files import CLUSTER, GROUPS, RAY_UP, load, of, pinned, ray_arguments, python_version
+from cluster_files import CLUSTER, GROUPS, RAY_UP, load, of, pinned, python_version, ray_arguments
 from ray._private.label_utils import validate_label_key, validate_label_value
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -108,7 +108,7 @@ def test_spot_nodes_are_watched_for_their_clouds_notices(file: Path) -> None:
 def test_every_shell_command_parses_and_hides_no_comment(file: Path) -> None:
     config = load(file)
     for key in COMMANDS:
-        for command in config[key] if key in config else []:
+        for command in config.get(key, []):
             # In a folded scalar a comment is part of the command, and ends it.
             assert "#" not in command, f"{key}: {command}"
             checked = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
