@@ -257,6 +257,7 @@ def _legend(figure: Figure, theme: Theme, report: Report, spans: Sequence[Span])
 
 
 def time_axis(axes: Axes, total: float) -> None:
+    """Label the x axis of so many seconds in the largest unit of which there are two."""
     size, unit = next((s, u) for s, u in ((3600.0, "h"), (60.0, "min"), (1.0, "s")) if total >= 2 * s or s == 1.0)
     step = next((s * size for s in (1, 2, 5, 10, 20, 30, 60, 120) if total / (s * size) <= 12), 240 * size)
     axes.set_xticks(np.arange(0, total + 1e-9, step))
