@@ -11,6 +11,14 @@ from m2mkd_ray.commands.log import log_file
 from m2mkd_ray.commands.output import Column, print_json, print_table
 from m2mkd_ray.commands.run import Address, NumCpus, StallTimeout, WaitTimeout
 from m2mkd_ray.commands.session import AsJson, Session, Settings, StoreRoot, Verbose, session
+from m2mkd_ray.commands.sweep_output import (
+    SweepLines,
+    expected_json,
+    point_words,
+    print_expected,
+    print_trials,
+    results_json,
+)
 from m2mkd_ray.errors import ArtifactError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -18,13 +26,10 @@ if TYPE_CHECKING:
     from m2mkd_ray.execution.ray_launcher import RayLauncher
     from m2mkd_ray.recipe import Recipe
     from m2mkd_ray.sweeps.expect import Expected
-    from m2mkd_ray.sweeps.results import SweepResults, TrialRecord
+    from m2mkd_ray.sweeps.results import SweepResults
     from m2mkd_ray.sweeps.sweep import Sweep
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 40
-"""Points of a dry run that are shown; the rest is counted."""
 
 SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep (quick), or a YAML file.")]
 OfRecipe = Annotated[
@@ -101,20 +106,26 @@ def run(
     opened = now.open_store(store)
     expected = expect(chosen, now.recipe, opened)
     if dry_run:
-        _print_expected(chosen, expected, as_json)
+        print_json(expected_json(chosen, expected)) if as_json else print_expected(chosen, expected)
         return
     launcher = _launcher(now, chosen, now.recipe, expected, opened, address, num_cpus)
+    from m2mkd_ray.execution.event_log import EventLog
+    from m2mkd_ray.execution.events import each
+    from m2mkd_ray.execution.metrics import ExecutorMetrics
     from m2mkd_ray.sweeps import tuning
 
+    lines = SweepLines(expected.shared)
     try:
-        results = tuning.run(
-            chosen,
-            opened,
-            launcher,
-            on_change=_Teller(),
-            stall_timeout_s=stall_timeout or None,
-            wait_timeout_s=wait_timeout or None,
-        )
+        with EventLog(opened) as log:
+            results = tuning.run(
+                chosen,
+                opened,
+                launcher,
+                on_event=each(lines, log, ExecutorMetrics([*expected.shared, *expected.trained])),
+                on_change=lines.changed,
+                stall_timeout_s=stall_timeout or None,
+                wait_timeout_s=wait_timeout or None,
+            )
     finally:
         launcher.close()
     _print_end(results, opened, as_json)
@@ -146,91 +157,6 @@ def _launcher(
     return start_ray(recipe, stages, store, address, num_cpus)
 
 
-class _Teller:
-    """Logs what changed of the trials since it was last told."""
-
-    def __init__(self) -> None:
-        self._states: dict[str, str] = {}
-
-    def __call__(self, results: "SweepResults") -> None:
-        """Take note of newer results."""
-        for number, trial in enumerate(results.trials):
-            if self._states.get(trial.name) != trial.state:
-                self._states[trial.name] = trial.state
-                if trial.state != "waiting":
-                    logger.info("Trial %d %s: %s", number, _state_words(trial), _point_words(trial.point))
-
-
-def _state_words(trial: "TrialRecord") -> str:
-    if trial.value is None:
-        return f"{trial.state}{f' ({trial.why})' if trial.why else ''}"
-    return f"{trial.state} with {trial.value:.4g} at {trial.epochs:g} epochs"
-
-
-def _point_words(point: Any) -> str:
-    from m2mkd_ray.reporting.sweep_page import point_words
-
-    return point_words(point)
-
-
-def _print_expected(sweep: "Sweep", expected: "Expected", as_json: bool) -> None:
-    from m2mkd_ray.reporting.sweep import value_word
-    from m2mkd_ray.reporting.units import count, percent, quantity
-
-    if as_json:
-        print_json(expected_json(sweep, expected))
-        return
-    typer.echo(f"{sweep.title}: {sweep.name}-{sweep.key}\n")
-    if expected.points is None:
-        typer.echo(f"{expected.num_trials} points, which the searcher {sweep.searcher.kind} proposes as it goes.")
-    else:
-        shown = expected.points[:_SHOWN]
-        columns = [Column("trial", True), *(Column(path, True) for path in sweep.space)]
-        cells = [[value_word(p[path]) if path in p else "–" for path in sweep.space] for p in shown]
-        print_table(columns, [[str(at), *row] for at, row in enumerate(cells)])
-        if len(shown) < len(expected.points):
-            typer.echo(f"… and {len(expected.points) - len(shown)} more")
-    seeds = f"{len(sweep.seeds)} seed{'s' * (len(sweep.seeds) > 1)}"
-    typer.echo(f"\n{expected.num_trials} trials of {seeds}, of at most {expected.epochs:g} epochs each.")
-    if expected.points is not None:
-        complete = len(expected.trained) - len(expected.to_train)
-        done = f", of which {complete} are complete" if complete else ""
-        typer.echo(f"{len(expected.trained)} trainings that trials decide{done}, in {len(expected.cohorts)} cohorts.")
-    typer.echo(f"{len(expected.shared)} stages that trials share, of which {len(expected.to_make)} are to be made.")
-    if expected.together is not None and expected.alone is not None and expected.share is not None:
-        print_table(
-            [Column("the pairs cost at most"), Column("together", True), Column("separately", True)],
-            [
-                ["computation", quantity(expected.together.flops, "FLOP"), quantity(expected.alone.flops, "FLOP")],
-                ["teacher, images", count(expected.together.teacher_calls), count(expected.alone.teacher_calls)],
-                ["decodes, images", count(expected.together.decodes), count(expected.alone.decodes)],
-            ],
-        )
-        typer.echo(f"That is {percent(expected.share, 0)} of the computation of separate trials.")
-
-
-def expected_json(sweep: "Sweep", expected: "Expected") -> dict[str, Any]:
-    """A sweep's plan as JSON values."""
-    from dataclasses import asdict
-
-    return {
-        "sweep": sweep.name,
-        "key": sweep.key,
-        "points": None if expected.points is None else [dict(point) for point in expected.points],
-        "trials": expected.num_trials,
-        "epochs": expected.epochs,
-        "seeds": list(sweep.seeds),
-        "shared": [stage.address for stage in expected.shared],
-        "to_make": [stage.address for stage in expected.to_make],
-        "trained": [stage.address for stage in expected.trained] if expected.points is not None else None,
-        "to_train": [stage.address for stage in expected.to_train] if expected.points is not None else None,
-        "cohorts": list(expected.cohorts),
-        "together": asdict(expected.together) if expected.together else None,
-        "alone": asdict(expected.alone) if expected.alone else None,
-        "share": expected.share,
-    }
-
-
 def _print_end(results: "SweepResults", store: "Store", as_json: bool) -> None:
     """The table, the best recipe and the report; an error if no trial came to a value."""
     from m2mkd_ray.sweeps.report import write_best, write_report
@@ -239,13 +165,13 @@ def _print_end(results: "SweepResults", store: "Store", as_json: bool) -> None:
     if as_json:
         print_json({**results_json(results), "best_file": best, "report": report})
     else:
-        _print_trials(results)
+        print_trials(results)
         typer.echo(f"\nReport: {report}")
         if best is not None:
             typer.echo(f"Best:   {best} (m2mkd run {best})")
     failed = [(at, trial) for at, trial in enumerate(results.trials) if trial.state == "failed"]
     if failed or results.state == "failed":
-        lines = [f"- trial {at} ({_point_words(trial.point)}): {trial.why}" for at, trial in failed]
+        lines = [f"- trial {at} ({point_words(trial.point)}): {trial.why}" for at, trial in failed]
         reason = f" {results.why}" if results.why else ""
         raise RunError(
             "\n".join(
@@ -253,34 +179,6 @@ def _print_end(results: "SweepResults", store: "Store", as_json: bool) -> None:
             )
             + "\nThe others are kept. Run the same command again when the cause is gone: only the rest will run."
         )
-
-
-def results_json(results: "SweepResults") -> dict[str, Any]:
-    """Results as JSON values, with the best trial's name."""
-    best = results.best
-    return {**results.model_dump(mode="json"), "key": results.sweep.key, "best": best.name if best else None}
-
-
-def _print_trials(results: "SweepResults") -> None:
-    from m2mkd_ray.reporting.sweep import value_word
-
-    sweep, numbers = results.sweep, {trial.name: at for at, trial in enumerate(results.trials)}
-    several = len(sweep.seeds) > 1
-    columns = [Column("trial", True), Column("state"), *(Column(path, True) for path in sweep.space)]
-    columns += [
-        Column("epochs", True),
-        Column(sweep.measured, True),
-        *([Column("over seeds", True)] if several else []),
-    ]
-    ranked = results.ranked
-    rows = []
-    for trial in [*ranked, *(trial for trial in results.trials if trial not in ranked)]:
-        values = [value_word(trial.point[path]) if path in trial.point else "–" for path in sweep.space]
-        seeds = sorted(trial.by_seed.values())
-        over = [f"{seeds[0]:.4f} to {seeds[-1]:.4f}" if len(seeds) > 1 else ""] if several else []
-        value = "" if trial.value is None else f"{trial.value:.4f}"
-        rows.append([str(numbers[trial.name]), trial.state, *values, f"{trial.epochs:g}", value, *over])
-    print_table(columns, rows)
 
 
 def _found(
@@ -312,7 +210,7 @@ def status(
     if as_json:
         print_json(results_json(results))
         return
-    _print_trials(results)
+    print_trials(results)
     states = [trial.state for trial in results.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     typer.echo(f"\n{results.sweep.name}-{results.sweep.key} is {results.state}: {counts or 'no trial yet'}.")

@@ -122,3 +122,29 @@ def test_help_and_lists_of_sweeps_need_no_ray(m2mkd) -> None:
     check = "import sys; from m2mkd_ray.cli import app; assert 'ray' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
     assert "m2mkd sweep" in m2mkd("sweep", "--help").out
+
+
+def test_lines_tell_of_shared_stages_and_of_every_trial_once(capsys, store) -> None:
+    from m2mkd_ray.commands.sweep_output import SweepLines
+    from m2mkd_ray.execution import StageEnded, StageRetried
+    from m2mkd_ray.execution.failures import Kind
+    from m2mkd_ray.sweeps.expect import expect
+    from m2mkd_ray.sweeps.points import base
+    from m2mkd_ray.sweeps.results import read
+
+    sweep, opened = find_sweep("quick"), Store(str(store))
+    expected = expect(sweep, base(sweep), opened)
+    lines = SweepLines(expected.shared)
+    for stage in (expected.shared[0], expected.trained[0]):
+        lines(StageEnded(stage, 61.0, {}, {}))
+    lines(StageRetried(expected.trained[0], Kind.LOST, 1, 0.0, "gone"))
+    lines.changed(read(opened, sweep))
+    lines.changed(read(opened, sweep))
+    said = [line.split("  ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert said[0] == f"{expected.shared[0].address}  complete in 1 min 01 s"
+    assert said[1].startswith(f"{expected.trained[0].address}  LOST in attempt 1")
+    assert [line.split(":")[0] for line in said[2:]] == [
+        "trial 0  stopped with 0.4 at 1 epochs",
+        "trial 1  complete with 0.62 at 4 epochs",
+        "trial 2  running with 0.45 at 1 epochs",
+    ]
