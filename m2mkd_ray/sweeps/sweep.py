@@ -163,6 +163,9 @@ class Sweep(BaseModel, frozen=True, extra="forbid"):
         grids = [path for path, parameter in self.space.items() if parameter.parsed.kind == "grid"]
         if self.searcher.kind == "optuna" and grids:
             problems.append(f"searcher optuna takes no grid ({', '.join(grids)}): use choice")
+        steps = [path for path, parameter in self.space.items() if parameter.parsed.kind == "qloguniform"]
+        if self.searcher.kind == "optuna" and steps:
+            problems.append(f"searcher optuna draws no qloguniform ({', '.join(steps)}): use lograndint or choice")
         if both := sorted(set(self.settings) & set(self.space)):
             problems.append(f"{', '.join(both)} is in settings and in space: leave it out of one")
         if len(set(self.seeds)) < len(self.seeds):

@@ -36,6 +36,7 @@ def test_a_file_needs_only_what_has_no_default(tmp_path: Path) -> None:
         ({"space": {"a": {"domain": "uniform(0, 1)", "when": {"b": 1}}}}, "`when` names b, which the space does not"),
         ({"searcher": "grid"}, "pairs.distill.alpha is a range: use choice or grid"),
         ({"searcher": "optuna", "space": {"a": "grid([1, 2])"}}, "optuna takes no grid"),
+        ({"searcher": "optuna", "space": {"a": "qloguniform(2, 64, 2)"}}, "optuna draws no qloguniform (a)"),
         ({"searcher": "bayes"}, "searcher: Input tag 'bayes'"),
         ({"scheduler": "pbt"}, "a stage's key is made from the settings that it has from first to last"),
         ({"scheduler": {"kind": "pb2", "grace": 1}}, "pb2 changes settings in the middle of a training"),
