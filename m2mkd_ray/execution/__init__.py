@@ -22,7 +22,7 @@ from m2mkd_ray.execution.events import (
 )
 from m2mkd_ray.execution.executor import closure, execute
 from m2mkd_ray.execution.failures import GiveUp, Kind, Retry, decide
-from m2mkd_ray.execution.given import AsGiven
+from m2mkd_ray.execution.given import AsGiven, Gathering
 from m2mkd_ray.execution.launcher import Launcher, LocalLauncher
 from m2mkd_ray.execution.placement import Occupied, Placer, Seat, View
 from m2mkd_ray.execution.requests import Requests
@@ -32,7 +32,7 @@ from m2mkd_ray.execution.store import Progress, Status, Store
 
 __all__ = [
     "Stage", "Resources", "NoPlacement", "Metrics", "StageContext", "Checkpoints", "in_order",
-    "Member", "Left", "Together", "Withdrawn", "Seat", "Occupied", "View", "Placer", "AsGiven",
+    "Member", "Left", "Together", "Withdrawn", "Seat", "Occupied", "View", "Placer", "AsGiven", "Gathering",
     "Store", "Status", "Progress",
     "execute", "Requests", "closure", "check", "plan_status", "StageStatus",
     "Launcher", "LocalLauncher", "Kind", "Retry", "GiveUp", "decide",

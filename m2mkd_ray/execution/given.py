@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from m2mkd_ray.execution.feasibility import lack
+from m2mkd_ray.execution.feasibility import in_ray, lack
 from m2mkd_ray.execution.placement import GATHER_S, Seat, View
-from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.stage import Resources, Stage
 
 
 class AsGiven:
@@ -60,3 +60,41 @@ def expected_seconds(stages: Sequence[Stage], measured: Mapping[str, float]) -> 
     speed = speeds[len(speeds) // 2] if speeds else 1e30
     by_flops = {stage.address: stage.flops / speed for stage in stages if stage.flops}
     return by_flops | {stage.address: measured[stage.name] for stage in stages if stage.name in measured}
+
+
+class Gathering:
+    """Seats as the plan gives them, for a run to which stages are added: a cohort that has room is handed out only
+    when a node has room for its worker, so that mates which come later join it while it could only have waited."""
+
+    replans = False
+
+    def __init__(self) -> None:
+        self._given = AsGiven()
+
+    def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
+        """See `Placer`."""
+        free = [dict(node.resources) for node in view.nodes]
+        at = {node.id: number for number, node in enumerate(view.nodes)}
+        for occupied in view.occupied:
+            where = free if occupied.node is None else [free[at[occupied.node]]] if occupied.node in at else []
+            _take(occupied.seat.resources, where)
+        return [seat for seat in self._given.seats(ready, view) if _take(seat.resources, free) or _is_full(seat)]
+
+    def lacks(self, stage: Stage, view: View) -> str | None:
+        """See `Placer`."""
+        return self._given.lacks(stage, view)
+
+
+def _is_full(seat: Seat) -> bool:
+    first = seat.stages[0]
+    return len(seat.stages) >= first.cohort or first.together is None or not first.mates
+
+
+def _take(resources: Resources, nodes: Sequence[dict[str, float]]) -> bool:
+    """Take resources from the first node that has them; whether one had."""
+    wanted = in_ray(resources)
+    for node in nodes:
+        if all(node.get(name, 0.0) + 1e-6 >= amount for name, amount in wanted.items()):
+            node.update({name: node.get(name, 0.0) - amount for name, amount in wanted.items()})
+            return True
+    return False

@@ -107,6 +107,11 @@ class Store:
         return open_folders(self.root, self._filesystem, cache)
 
     @property
+    def filesystem(self) -> fs.FileSystem | None:
+        """The file system that it was given; None: the one that `root` names."""
+        return self._filesystem
+
+    @property
     def is_local(self) -> bool:
         """Whether artifacts are read in place."""
         return self.folders.is_local

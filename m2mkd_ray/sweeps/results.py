@@ -91,6 +91,10 @@ class SweepResults(BaseModel, frozen=True, extra="forbid"):
     created: FiniteFloat
     """When it was begun, in seconds since 1970."""
     updated: FiniteFloat
+    seconds: FiniteFloat = 0.0
+    """How long it was under way, in all runs together."""
+    gpu_seconds: FiniteFloat = 0.0
+    """GPUs times the seconds that workers held them."""
     trials: tuple[TrialRecord, ...] = ()
     shared: tuple[StageRecord, ...] = ()
     """What the trials read and none accounts for: data, meta models, teachers, each once."""

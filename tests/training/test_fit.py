@@ -185,7 +185,8 @@ def test_the_history_goes_forward_from_step_0_to_the_end(
     ]
     assert [p["epoch"] for p in history] == [p["step"] / 6 for p in history]
     assert history[0]["first_step_at"] > 1.7e9
-    assert [(step, total) for step, total, _ in session.reports] == [(4, 12), (8, 12), (12, 12)]
+    assert [(step, total) for step, total, _ in session.reports] == [(at, 12) for at in (3, 4, 6, 8, 9, 12, 12)]
+    assert [p["step"] for p in session.landmarks if "val_top1" in p] == [3, 6, 9, 12]
     assert all(p["images_per_s"] > 0 and 0 <= p["data_wait"] <= 1 for p in history if "loss" in p)
 
 

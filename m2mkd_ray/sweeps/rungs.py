@@ -1,0 +1,74 @@
+"""Ray Tune's schedulers, which remember what trials reported before the driver was started again.
+
+Tune keeps trials and searcher, but begins anew with a scheduler when a search is
+restored: early stopping would forget whom it compares with.
+"""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from m2mkd_ray.sweeps.bell import desk_of
+from m2mkd_ray.sweeps.space import active
+from m2mkd_ray.sweeps.sweep import Asha, Median, Sweep
+from m2mkd_ray.sweeps.trials import POINT
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+
+def scheduler_of(sweep: Sweep, epochs: float) -> TrialScheduler:
+    """Tune's scheduler, as a sweep asks for it. A trial has so many epochs."""
+    scheduler = sweep.scheduler
+    if isinstance(scheduler, Asha):
+        return RememberingAsha(Memory(sweep), scheduler, epochs)
+    if isinstance(scheduler, Median):
+        return RememberingMedian(Memory(sweep), scheduler)
+    return FIFOScheduler()
+
+
+class Memory:
+    """What trials reported in an earlier run of a sweep, told once a trial."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._told: set[str] = set()
+
+    def of(self, trial: Trial) -> list[dict[str, Any]]:
+        """Results, in order."""
+        if trial.trial_id in self._told:
+            return []
+        self._told.add(trial.trial_id)
+        history = desk_of(self._sweep).history(trial.trial_id, active(self._sweep.space, trial.config[POINT]))
+        return [{"epoch": epoch, self._sweep.measured: value} for epoch, value in history]
+
+
+class RememberingAsha(AsyncHyperBandScheduler):
+    """ASHA."""
+
+    def __init__(self, memory: Memory, settings: Asha, epochs: float) -> None:
+        # Epochs are fractions here; nothing in Tune's class needs whole numbers.
+        grace, most = cast(int, settings.grace), cast(int, epochs)
+        super().__init__("epoch", grace_period=grace, max_t=most, reduction_factor=settings.reduction)
+        self._memory = memory
+
+    def on_trial_add(self, tune_controller: "TuneController", trial: Trial) -> None:
+        """A trial is there, perhaps again."""
+        super().on_trial_add(tune_controller, trial)
+        for result in self._memory.of(trial):
+            super().on_trial_result(tune_controller, trial, result)
+
+
+class RememberingMedian(MedianStoppingRule):
+    """The median stopping rule."""
+
+    def __init__(self, memory: Memory, settings: Median) -> None:
+        super().__init__("epoch", grace_period=settings.grace, min_samples_required=settings.min_trials)
+        self._memory = memory
+
+    def on_trial_add(self, tune_controller: "TuneController", trial: Trial) -> None:
+        """A trial is there, perhaps again."""
+        super().on_trial_add(tune_controller, trial)
+        if results := self._memory.of(trial):
+            self._results[trial].extend(results)
