@@ -127,7 +127,7 @@ def _read_config(gcs_address: str) -> Mapping[str, Any] | None:
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue  # not a process, or it has ended, or is another user's
-        if f"--gcs-address={gcs_address}" not in words or not any(word.endswith("monitor.py") for word in words):
+        if f"--gcs-address={gcs_address}" not in words or not any(word.endswith("/monitor.py") for word in words):
             continue
         files = [word.partition("=")[2] for word in words if word.startswith("--autoscaling-config=")]
         return yaml.safe_load(Path(files[0]).expanduser().read_text(encoding="utf-8")) or {} if files else {}
