@@ -23,6 +23,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -232,11 +233,13 @@ def node_at(ray: str, ip: str, timeout_s: float) -> str:
 
 def drain(notice: Notice, options: argparse.Namespace) -> bool:
     """Tell Ray until it has taken the request, or the time is up."""
+    # Without a node id Ray asks the node that it finds itself on: of this cluster, not of another on the machine.
+    env = {**os.environ, **({"RAY_ADDRESS": options.address} if options.address else {})}
     while (left := notice.deadline - time.time()) > 0:
         try:
             node_id = options.node_id or (node_at(options.ray, options.node_ip, left) if options.node_ip else None)
             command = drain_command(options.ray, notice, time.time(), options.margin, node_id, options.address)
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False, env=env)
         except (LookupError, ValueError, OSError, subprocess.TimeoutExpired) as error:
             logger.error("Could not tell Ray: %s", error)
         else:

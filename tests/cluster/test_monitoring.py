@@ -1,4 +1,4 @@
-"""Dashboard, alerts and scrape config name metrics that exist: this project's by its table, Ray's by Ray's own code."""
+"""Dashboard, alerts and scrape config name metrics that exist: ours by our table, Ray's by Ray's own code."""
 
 import importlib.util
 import json
