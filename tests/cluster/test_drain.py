@@ -204,6 +204,7 @@ def calls(tmp_path: Path) -> Path:
     it fails before."""
     shim(tmp_path, "ray", f"""\
 printf '%s\\0' "$@" >> {tmp_path}/calls; echo >> {tmp_path}/calls
+if [[ $* == *10.9.9.9* ]]; then echo "No resource in the cluster"; exit 0; fi
 if [[ $1 == list ]]; then echo '[{{"node_id": "{NODE}"}}]'; exit 0; fi
 left=$(cat {tmp_path}/fails 2> /dev/null || echo 0)
 if ((left > 0)); then echo $((left - 1)) > {tmp_path}/fails; echo "no GCS" >&2; exit 1; fi""")  # fmt: skip
@@ -320,6 +321,14 @@ def test_a_sidecar_finds_its_node_by_address(calls: Path, watch) -> None:
     assert filters == ["--format", "json", "--filter", "node_ip=10.1.2.3", "--filter", "state=ALIVE"]
     read = ray_arguments("drain-node", "drain-node", words)
     assert (read["node_id"], read["address"]) == (NODE, "head:6379")
+
+
+def test_a_sidecar_whose_node_is_not_there_says_so(calls: Path, watch) -> None:
+    with serving("aws") as server:
+        server.notice = announced("aws", 2)
+        code, log = watch("aws", server, "--node-ip", "10.9.9.9").ended()
+    assert code == 1
+    assert "0 nodes are alive at 10.9.9.9, expected one. Give --node-id." in log
 
 
 @pytest.mark.ray
