@@ -38,7 +38,8 @@ def best_yaml(results: SweepResults) -> str:
     if best is None or best.value is None:
         return ""
     sweep = results.sweep
-    title = f"# Trial {best.name} of the sweep {sweep.name} ({sweep.key}): {sweep.measured} {best.value:.6g}"
+    number = [trial.name for trial in results.trials].index(best.name)
+    title = f"# Trial {number} ({best.name}) of the sweep {sweep.name}-{sweep.key}: {sweep.measured} {best.value:.6g}"
     title += "" if best.state == "complete" else f" after {best.epochs:g} epochs; not complete"
     base, changes = _base_changes(sweep)
     tree: dict[str, Any] = {"from": base}
@@ -154,13 +155,14 @@ def savings(results: SweepResults, recipe: Recipe) -> Iterator[Saving]:
                 what=what, spent=sum(counted), otherwise=getattr(otherwise, counter), unit=unit, because=because
             )
     whole = sum(images_of(pair.stage, pair.recipe) for pair in pairs)
-    if whole:
+    trained = sum(pair.record.images for pair in once)
+    if trained < whole:
         yield Saving(
             what="images trained on",
-            spent=sum(pair.record.images for pair in once),
+            spent=trained,
             otherwise=whole,
             unit="images",
-            because="trials that are behind are stopped",
+            because="trials behind are stopped",
         )
     trainings = [stage for stage in results.shared if stage.name.partition("-")[0] in TRAININGS]
     trials = sum(trial.started is not None for trial in results.trials)

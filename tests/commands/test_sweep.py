@@ -1,6 +1,8 @@
-"""`m2mkd sweep`: what is shown before, while and after one runs. No Ray is started here."""
+"""`m2mkd sweep`: what is shown before, while and after one runs; the last test runs one on Ray."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -117,8 +119,6 @@ def test_sweeps_are_listed_and_shown_as_files(m2mkd, tmp_path) -> None:
 
 
 def test_help_and_lists_of_sweeps_need_no_ray(m2mkd) -> None:
-    import subprocess
-
     check = "import sys; from m2mkd_ray.cli import app; assert 'ray' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
     assert "m2mkd sweep" in m2mkd("sweep", "--help").out
@@ -148,3 +148,33 @@ def test_lines_tell_of_shared_stages_and_of_every_trial_once(capsys, store) -> N
         "trial 1  complete with 0.62 at 4 epochs",
         "trial 2  running with 0.45 at 1 epochs",
     ]
+
+
+@pytest.mark.ray
+def test_a_sweep_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again(tiny, m2mkd, tmp_path) -> None:
+    tree = {
+        "name": "mine",
+        "title": "Mine",
+        "recipe": str(tiny),
+        "level": {"kind": "stage"},
+        "space": {TEMPERATURE: "grid([1, 4])"},
+        "searcher": "grid",
+        "budget": {"trials": 2},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "m2mkd_ray", "sweep", "mine.yaml", "--num-cpus", "2", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    ended = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        ended.append(json.loads(done.stdout))
+    first, second = ended
+    assert [trial["state"] for trial in first["trials"]] == ["complete", "complete"]
+    assert [trial["point"] for trial in first["trials"]] == [{TEMPERATURE: 1}, {TEMPERATURE: 4}]
+    assert (second["best"], second["trials"]) == (first["best"], first["trials"])
+    assert Path(first["report"]).is_file()
+    assert m2mkd("plan", first["best_file"], "--store", tmp_path).code == 0
+    calls = sum(stage["counters"]["teacher_calls"] for trial in first["trials"] for stage in trial["stages"])
+    images = sum(stage["images"] for trial in first["trials"] for stage in trial["stages"])
+    assert calls == images / 2  # two points of a pair ran its teacher once

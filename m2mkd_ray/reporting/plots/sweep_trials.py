@@ -135,7 +135,7 @@ def draw_savings(report: SweepReport, theme: Theme) -> Figure:
         label.set_color(theme.ink)
     bare(axes)
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_xlim(0, 1.32)
+    axes.set_xlim(0, 1.4)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     axes.set_xlabel("share of what it would have been, %")
