@@ -18,6 +18,7 @@ from m2mkd_ray.pipeline import plan
 from m2mkd_ray.recipes import RECIPES
 from m2mkd_ray.submission import JobFile, find_job, read_job, shipped_jobs
 from m2mkd_ray.submission.jobfile import arguments, replaced
+from m2mkd_ray.sweeps import SWEEPS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "jobs"
@@ -35,7 +36,7 @@ def test_every_file_of_the_folder_is_a_job_or_what_they_share():
     assert {f"{name}.yaml" for name in shipped_jobs()} == {file.name for file in FOLDER.glob("*.yaml")} - {
         "runtime_env.yaml"
     }
-    assert {"demo", "evaluate", "finetune", "incubate", "reproduce-vmoe-base"} <= set(shipped_jobs())
+    assert {"demo", "evaluate", "finetune", "incubate", "reproduce-vmoe-base", "sweep"} <= set(shipped_jobs())
 
 
 def test_a_job_has_the_names_of_ray():
@@ -61,6 +62,9 @@ def test_a_job_runs_a_command_of_ours_on_its_cluster_and_leaves_its_result_in_a_
     if command.name == "run":
         recipe = RECIPES[command.values["recipe"]]()
         assert set(command.values["until"]) <= {stage.name for stage in plan(recipe)}
+    else:
+        assert command.name == "sweep run"
+        assert command.values["sweep"] in SWEEPS
 
 
 @every_job
