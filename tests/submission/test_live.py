@@ -35,7 +35,7 @@ SETTINGS = (
     "suites=[fashion-small]",
 )
 """Of tiny.yaml: pairs that train for some seconds, to be stopped in the middle, and as little else as can be. The
-driver holds one of the head's two cores, so one warm worker runs all stages."""
+driver holds one of the head's three cores."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def head() -> Iterator[Head]:
         }
         ports = free_ports(5)
         options = dict(zip(("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"), ports))
-        start = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--num-cpus", "2"]
+        start = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--num-cpus", "3"]
         start += [word for name, value in options.items() for word in (f"--{name}", str(value))]
         start += ["--temp-dir", str(folder / "ray"), "--object-store-memory", "200000000"]
         start += ["--labels", "m2mkd.node-group=cpu,m2mkd.spot=false"]
@@ -144,7 +144,7 @@ def test_without_a_token_nothing_is_said_and_with_a_wrong_one_neither(head: Head
     assert ended.returncode == 1
     assert "RAY_AUTH_TOKEN" in ended.stderr
     assert "Traceback" not in ended.stderr
-    ended = head.m2mkd("submit", "demo", token="b" * 64)
+    ended = head.m2mkd("jobs", token="b" * 64)
     assert ended.returncode == 1
     assert "the cluster refuses us" in ended.stderr
     assert head.m2mkd("jobs").stdout.split() == ["job", "status", "since", "took", "store", "message"]
