@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.slow]
 PAIRS = ("pair-0", "pair-1", "pair-2", "pair-3")
 FILE = "module.safetensors"
 ON_GPUS = "placement.pairs.resources={cpus: 1, gpus: 1}"
-SHORT = "pairs.epochs=12"
+LONG = "pairs.epochs=40"
+"""So that pairs do not come to their end before something is done to their node."""
 DEADLINE_S = 30
 
 
@@ -40,7 +41,7 @@ DEADLINE_S = 30
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The pairs of the small demo, trained one after another in this process."""
     store = Store(str(tmp_path_factory.mktemp("undisturbed")))
-    execute(plan(small_demo(SHORT)), store, LocalLauncher(), until=PAIRS).raise_for_failures()
+    execute(plan(small_demo(LONG)), store, LocalLauncher(), until=PAIRS).raise_for_failures()
     return store
 
 
@@ -119,7 +120,7 @@ class Drainer(Watcher):
 
 
 def attempts_of(store: Store, name: str) -> list[dict]:
-    (pair,) = (stage for stage in plan(small_demo(SHORT, ON_GPUS)) if stage.name == name)
+    (pair,) = (stage for stage in plan(small_demo(LONG, ON_GPUS)) if stage.name == name)
     return store.manifest(pair.address)["attempts"]
 
 
@@ -128,8 +129,8 @@ def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
 ) -> None:
     assert workers() == set()
     assert launcher.may_grow()
-    recipe = small_demo(SHORT, ON_GPUS)
-    killer = NodeKiller("pair-0", 20, lambda: cluster_now(cluster.address, plan_status(plan(recipe), store)))
+    recipe = small_demo(LONG, ON_GPUS)
+    killer = NodeKiller("pair-0", 2, lambda: cluster_now(cluster.address, plan_status(plan(recipe), store)))
     execute(plan(recipe), store, launcher, until=PAIRS, on_event=killer).raise_for_failures()
     assert killer.done_at is not None
     lost, again = killer.where["pair-0"]
@@ -153,7 +154,7 @@ def test_pairs_leave_a_node_that_is_drained_with_a_checkpoint_and_at_no_cost(
     cluster: Autoscaling, launcher: RayLauncher, undisturbed: Store, store: Store
 ) -> None:
     never = ("placement.pairs.checkpoint_every_s=1e6",)  # so that a checkpoint can only be that of the notice
-    recipe, drainer = small_demo(SHORT, ON_GPUS, *never), Drainer(cluster, "pair-0", step=20)
+    recipe, drainer = small_demo(LONG, ON_GPUS, *never), Drainer(cluster, "pair-0", step=2)
     execute(plan(recipe), store, launcher, until=PAIRS, on_event=drainer).raise_for_failures()
     assert drainer.done_at is not None
     drained, again = drainer.where["pair-0"]
@@ -173,6 +174,6 @@ def test_pairs_leave_a_node_that_is_drained_with_a_checkpoint_and_at_no_cost(
 
 
 def test_a_pair_that_no_node_group_can_hold_is_refused_with_their_list(launcher: RayLauncher, store: Store) -> None:
-    recipe = small_demo(SHORT, "placement.pairs.resources={cpus: 1, gpus: 4}")
+    recipe = small_demo(LONG, "placement.pairs.resources={cpus: 1, gpus: 4}")
     with pytest.raises(PlanError, match=r"4 GPUs.*[\s\S]*Node groups: .*incubate \(2 CPUs, 2 GPUs, up to 3 nodes\)"):
         check(plan(recipe), store, launcher)
