@@ -1,7 +1,9 @@
 """`m2mkd sweep`: search over a recipe's settings, and look at what came of it."""
 
 import logging
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,7 +118,7 @@ def run(
 
     lines = SweepLines(expected.shared)
     try:
-        with EventLog(opened) as log:
+        with EventLog(opened) as log, redirect_stdout(sys.stderr):  # what Ray Tune prints is no result
             results = tuning.run(
                 chosen,
                 opened,
