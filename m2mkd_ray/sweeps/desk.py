@@ -43,11 +43,16 @@ _WRITE_EVERY_S = 1.0
 _TICK_S = 0.1
 
 
+class Interrupted(Exception):
+    """The driver is to end; an exception of its own, as Tune tidies up after those alone."""
+
+
 class Desk:
     """A sweep under way; a context whose end is the end of the run.
 
     Args:
         known: results of an earlier run of the sweep, or fresh ones.
+        tried: the points, in the order in which trials are numbered; None: as they begin.
         expects: how many trials are about to begin together, to be gathered in cohorts.
         interrupted: set when the driver is to end.
     """
@@ -60,6 +65,7 @@ class Desk:
         launcher: Launcher,
         *,
         known: SweepResults,
+        tried: Sequence[Point] | None,
         expects: int,
         interrupted: threading.Event,
         on_event: Callable[[Event], None],
@@ -70,7 +76,7 @@ class Desk:
         self.sweep, self.over = sweep, ""
         """`over`: why no trial goes on any more; empty while they do."""
         self._base, self._store, self._known = base, store, known
-        self._expects, self._interrupted = expects, interrupted
+        self._tried, self._expects, self._interrupted = [dict(point) for point in tried or ()], expects, interrupted
         self._on_event, self._on_change = on_event, on_change
         self._metric, self._epochs = points.metric_of(sweep), points.epochs_of(sweep, base)
         self._requests, self._events = Requests(), queue.SimpleQueue[Event]()
@@ -86,8 +92,8 @@ class Desk:
         self._thread = threading.Thread(
             target=self._run, args=(launcher, stall_timeout_s, wait_timeout_s), name="sweep", daemon=True
         )
-        for order, record in enumerate(known.trials):
-            self._trials[record.name] = Trying.from_record(sweep, base, record, order)
+        for record in known.trials:
+            self._trials[record.name] = Trying.from_record(sweep, base, record, self._order(record.point))
 
     def __enter__(self) -> "Desk":
         self._thread.start()
@@ -125,7 +131,7 @@ class Desk:
 
         Raises:
             RunError: one of them failed.
-            KeyboardInterrupt: the driver is to end.
+            Interrupted: the driver is to end.
         """
         watched = [self._watch(stage) for stage in in_order(stages)]
         self._requests.add(stages)
@@ -148,7 +154,7 @@ class Desk:
         """An actor of Tune's waits for a trial's values: for the first time, or once more."""
         trial = self._known_trial(name, point)
         if trial is None:
-            trial = self._trials[name] = Trying(self.sweep, self._base, name, point, order=len(self._trials))
+            trial = self._trials[name] = Trying(self.sweep, self._base, name, point, self._order(point))
         trial.is_live, trial.started = True, trial.started or time.time()
         if self._in_flight is not None and self._in_flight[0] == name:
             self._in_flight = None  # whoever had it is gone
@@ -199,13 +205,13 @@ class Desk:
         """Pass on what happened; often, and in the thread that asks and tells.
 
         Raises:
-            KeyboardInterrupt: the driver is to end.
+            Interrupted: the driver is to end.
             M2mkdError: the executor came to grief.
         """
         self._take_events()
         if self._error is not None or self._interrupted.is_set():
             self._tell_over()
-            raise self._error or KeyboardInterrupt
+            raise self._error or Interrupted
         if self.over and not self._is_told_over:
             self._tell_over()
         self.over = self.over or self._budget()
@@ -335,7 +341,9 @@ class Desk:
                 "updated": time.time(),
                 "seconds": seconds,
                 "gpu_seconds": gpu_seconds,
-                "trials": tuple(trial.record() for trial in self._trials.values()),
+                "trials": tuple(
+                    trial.record() for trial in sorted(self._trials.values(), key=lambda trial: trial.order)
+                ),
                 "shared": tuple(
                     watched.record(_seed_of(watched.stage), self._metric, 0.0, reused=False) for watched in shared
                 ),
@@ -349,6 +357,9 @@ class Desk:
         results.write(self._store, now)
         self._on_change(now)
         return now
+
+    def _order(self, point: Point) -> int:
+        return self._tried.index(dict(point)) if dict(point) in self._tried else len(self._trials)
 
     def _known_trial(self, name: str, point: Point) -> Trying | None:
         """A trial by its name; or one of an earlier run that Tune does not know by its name any more, by its point."""

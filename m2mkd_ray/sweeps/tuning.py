@@ -8,6 +8,7 @@ found, and the scheduler is told again what it knew.
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -94,16 +95,29 @@ def _run(
     **options: Any,
 ) -> SweepResults:
     from m2mkd_ray.sweeps.bell import close_desk, open_desk
-    from m2mkd_ray.sweeps.desk import Desk
+    from m2mkd_ray.sweeps.desk import Desk, Interrupted
 
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's tables would go to stdout, silent as it is asked to be
     with interrupts(raise_at_once=False) as interrupted:
-        desk = Desk(sweep, base, store, launcher, known=known, expects=concurrent, interrupted=interrupted, **options)
+        desk = Desk(
+            sweep,
+            base,
+            store,
+            launcher,
+            known=known,
+            tried=tried,
+            expects=concurrent,
+            interrupted=interrupted,
+            **options,
+        )
         open_desk(sweep, desk)
         try:
             with desk:
                 desk.prepare(shared(sweep, base, tried))
                 _tuner(sweep, base, store, tried, concurrent).fit()
                 desk.finish()
+        except Interrupted as interrupt:
+            raise KeyboardInterrupt from interrupt
         finally:
             close_desk(sweep)
     return _ended(sweep, desk)
@@ -239,6 +253,7 @@ def _tuner(sweep: Sweep, base: Recipe, store: Store, tried: Sequence[Point] | No
             num_samples=sweep.budget.trials if tried is None else 1,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
+            trial_dirname_creator=_folder_of,
         ),
         run_config=tune.RunConfig(
             name=FOLDER,
@@ -251,6 +266,11 @@ def _tuner(sweep: Sweep, base: Recipe, store: Store, tried: Sequence[Point] | No
             verbose=0,
         ),
     )
+
+
+def _folder_of(trial: Any) -> str:
+    """Tune's own name would have all settings in it."""
+    return f"trial-{trial.trial_id}"
 
 
 def _searcher(sweep: Sweep) -> Any:
