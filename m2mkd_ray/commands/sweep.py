@@ -171,7 +171,8 @@ def _print_end(results: "SweepResults", store: "Store", as_json: bool) -> None:
         typer.echo(f"\nReport: {report}")
         if best is not None:
             typer.echo(f"Best:   {best} (m2mkd run {best})")
-    failed = [(at, trial) for at, trial in enumerate(results.trials) if trial.state == "failed"]
+    numbers = results.numbers
+    failed = [(numbers[trial.name], trial) for trial in results.trials if trial.state == "failed"]
     if failed or results.state == "failed":
         lines = [f"- trial {at} ({point_words(trial.point)}): {trial.why}" for at, trial in failed]
         reason = f" {results.why}" if results.why else ""

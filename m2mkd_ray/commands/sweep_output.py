@@ -47,11 +47,12 @@ class SweepLines:
 
     def changed(self, results: "SweepResults") -> None:
         """Take newer results in."""
-        for number, trial in enumerate(results.trials):
+        numbers = results.numbers
+        for trial in results.trials:
             before = self._states.get(trial.name)
             self._states[trial.name] = trial.state
             if trial.state not in ("waiting", before):
-                _say(f"trial {number}", f"{state_words(trial)}: {point_words(trial.point)}")
+                _say(f"trial {numbers[trial.name]}", f"{state_words(trial)}: {point_words(trial.point)}")
 
 
 def _say(who: str, what: str) -> None:
@@ -138,7 +139,7 @@ def print_trials(results: "SweepResults") -> None:
     """A row a trial, the best first."""
     from m2mkd_ray.reporting.sweep import value_word
 
-    sweep, numbers = results.sweep, {trial.name: at for at, trial in enumerate(results.trials)}
+    sweep, numbers = results.sweep, results.numbers
     several = len(sweep.seeds) > 1
     columns = [Column("trial", True), Column("state"), *(Column(path, True) for path in sweep.space)]
     columns += [

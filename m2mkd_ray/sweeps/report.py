@@ -38,8 +38,7 @@ def best_yaml(results: SweepResults) -> str:
     if best is None or best.value is None:
         return ""
     sweep = results.sweep
-    number = [trial.name for trial in results.trials].index(best.name)
-    title = f"# Trial {number} ({best.name}) of the sweep {sweep.name}-{sweep.key}: {sweep.measured} {best.value:.6g}"
+    title = f"# Trial {results.numbers[best.name]} ({best.name}) of the sweep {sweep.name}-{sweep.key}: {sweep.measured} {best.value:.6g}"
     title += "" if best.state == "complete" else f" after {best.epochs:g} epochs; not complete"
     base, changes = _base_changes(sweep)
     tree: dict[str, Any] = {"from": base}
@@ -72,7 +71,8 @@ def write_report(store: Store, results: SweepResults) -> str:
 
 def report_of(store: Store, results: SweepResults) -> SweepReport:
     """All that the page shows."""
-    sweep, recipe = results.sweep, points.base(results.sweep)
+    sweep, recipe, numbers = results.sweep, points.base(results.sweep), results.numbers
+    in_order = sorted(results.trials, key=lambda trial: numbers[trial.name])
     return SweepReport(
         title=sweep.title,
         name=sweep.name,
@@ -88,7 +88,7 @@ def report_of(store: Store, results: SweepResults) -> SweepReport:
         created=_iso(results.created),
         updated=_iso(results.updated),
         parameters=tuple(_parameter(path, of) for path, of in sweep.space.items()),
-        trials=tuple(_trial(at, trial, results.updated) for at, trial in enumerate(results.trials)),
+        trials=tuple(_trial(numbers[trial.name], trial, results.updated) for trial in in_order),
         rungs=rungs(sweep, recipe),
         savings=tuple(savings(results, recipe)),
         sweep_yaml=to_yaml(sweep),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from m2mkd_ray.errors import ArtifactError
 from m2mkd_ray.execution import Store
+from m2mkd_ray.sweeps.draw import drawn
 from m2mkd_ray.sweeps.sweep import Sweep
 
 FILE = "results.json"
@@ -99,6 +100,18 @@ class SweepResults(BaseModel, frozen=True, extra="forbid"):
     shared: tuple[StageRecord, ...] = ()
     """What the trials read and none accounts for: data, meta models, teachers, each once."""
     versions: Mapping[str, str] = Field(default={})
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """A number for each trial, by name: the place of its point in the plan, where there is one (`draw.py`).
+
+        Trials begin in whatever order there is room for them, so their own order is not that of the plan.
+        """
+        planned = drawn(self.sweep) or []
+        return {
+            trial.name: planned.index(trial.point) if trial.point in planned else len(planned) + at
+            for at, trial in enumerate(self.trials)
+        }
 
     @property
     def best(self) -> TrialRecord | None:

@@ -55,3 +55,15 @@ def test_the_best_trial_came_to_its_end(results: SweepResults) -> None:
 def test_a_value_at_an_epoch_is_the_last_one_until_then() -> None:
     one = trial("a", "complete", 0.1, 0.2, 0.3)
     assert [one.value_at(epoch) for epoch in (0.5, 1.0, 2.9, 9.0)] == [None, 0.1, 0.2, 0.3]
+
+
+def test_trials_have_the_numbers_of_the_plan_in_whatever_order_they_began(results: SweepResults) -> None:
+    begun = tuple(results.trials[place] for place in (3, 0, 5))
+    changed = results.model_copy(update={"trials": begun})
+    assert [changed.numbers[one.name] for one in begun] == [3, 0, 5]
+
+
+def test_trials_without_a_plan_are_numbered_as_they_began(results: SweepResults) -> None:
+    optuna = Sweep.model_validate(results.sweep.model_dump(mode="json") | {"searcher": "optuna"})
+    changed = results.model_copy(update={"sweep": optuna})
+    assert list(changed.numbers.values()) == list(range(12))
