@@ -38,7 +38,8 @@ def best_yaml(results: SweepResults) -> str:
     if best is None or best.value is None:
         return ""
     sweep = results.sweep
-    title = f"# Trial {results.numbers[best.name]} ({best.name}) of the sweep {sweep.name}-{sweep.key}: {sweep.measured} {best.value:.6g}"
+    title = f"# Trial {results.numbers[best.name]} ({best.name}) of the sweep {sweep.name}-{sweep.key}: "
+    title += f"{sweep.measured} {best.value:.6g}"
     title += "" if best.state == "complete" else f" after {best.epochs:g} epochs; not complete"
     base, changes = _base_changes(sweep)
     tree: dict[str, Any] = {"from": base}
