@@ -81,7 +81,7 @@ def distillation() -> Sweep:
 
 
 def quick() -> Sweep:
-    """All of it in minutes on two cores: the last pair of a demo cut short, of which ASHA stops most trials early.
+    """All of it in minutes on two cores: the last pair of a demo cut short, of whose trials ASHA stops some early.
 
     Command: `m2mkd sweep quick`.
     """
