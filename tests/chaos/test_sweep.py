@@ -10,24 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_sweeps import small_sweep, stage_of
 
 from m2mkd_ray.execution import Store
-
-SWEEPS = Path(__file__).parents[1] / "sweeps"
-sys.path.insert(0, str(SWEEPS))
-
-from small import small_sweep, stage_of
-
 from m2mkd_ray.sweeps import results
 from m2mkd_ray.sweeps.results import SweepResults
 from m2mkd_ray.sweeps.sweep import Sweep
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
+SWEEPS = Path(__file__).parents[1] / "sweeps"
 DRIVER = """
 import sys, tempfile
 from pathlib import Path
-from small import small_sweep
+from small_sweeps import small_sweep
 from m2mkd_ray.execution import Store
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.sweeps import tuning

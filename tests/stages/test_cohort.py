@@ -11,7 +11,7 @@ import torch
 
 from m2mkd_ray.data import Batches, find
 from m2mkd_ray.data.logits import Logits
-from m2mkd_ray.execution import LocalLauncher, Stage, Store, execute
+from m2mkd_ray.execution import Event, LocalLauncher, Requests, Stage, StageStarted, Store, execute
 from m2mkd_ray.models import create_vit, splice, split
 from m2mkd_ray.pipeline import plan
 from m2mkd_ray.recipe import Recipe, override
@@ -133,3 +133,30 @@ def test_a_member_that_fails_leaves_the_others_at_work(chain, run, tmp_path: Pat
     for name in ("pair-0", "pair-2", "pair-3"):
         assert bits(store.open(stages[name].address)) == bits(alone.folder(name))
         assert len(store.manifest(stages[name].address)["attempts"]) == 1
+
+
+def test_a_pair_that_is_withdrawn_leaves_the_others_with_the_bits_that_they_had(
+    chain, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2mkd_ray.execution.worker._REPORT_EVERY_S", 0.0)
+    often = override(chain.recipe, ["placement.pairs.log_every_steps=1", "placement.pairs.checkpoint_every_s=0"])
+    alone, store = run(often), Store(str(tmp_path / "withdrawn"))
+    stages = {stage.name: stage for stage in plan(override(often, ["placement.pairs.cohort=4"]))}
+    members, requests, left = [stages[name] for name in PAIRS], Requests(), stages["pair-2"]
+    chain.lend(store, members)
+
+    def withdraw(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.stage.name == "pair-3":
+            store.say_withdrawn(left.address, True)  # as the executor would, did it not train itself here
+            requests.close()
+
+    requests.add(members)
+    outcome = execute((), store, LocalLauncher(), on_event=withdraw, requests=requests)
+    for name in ("pair-0", "pair-1", "pair-3"):
+        assert bits(store.open(stages[name].address)) == bits(alone.folder(name))
+        assert losses(store.open(stages[name].address)) == losses(alone.folder(name))
+    # Nobody had asked for it, so it was taken up again, from the checkpoint that it had left with.
+    assert bits(store.open(left.address)) == bits(alone.folder("pair-2"))
+    attempts = [attempt["outcome"] for attempt in store.manifest(left.address)["attempts"]]
+    assert attempts == ["WITHDRAWN", "COMPLETE"]
+    assert len(outcome.complete) >= 4

@@ -1,8 +1,13 @@
 """A sweep's results as its run leaves them, made by a formula: the values are known, the stages are real ones."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
+
+# Small sweeps are a module of their own, because drivers in other processes import it too.
+sys.path.insert(0, str(Path(__file__).parent))
 
 from m2mkd_ray.sweeps import find_sweep
 from m2mkd_ray.sweeps.cost import images_of, is_pair, together

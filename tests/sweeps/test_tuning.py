@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.util import placement_group_table
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from small import small_sweep, stage_of, state_of
+from small_sweeps import small_sweep, stage_of, state_of
 
 from m2mkd_ray.errors import ArtifactError, PlanError
 from m2mkd_ray.execution import Event, LocalLauncher, StageStarted, Store, execute
