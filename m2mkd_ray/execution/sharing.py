@@ -179,8 +179,9 @@ def start_hub(sharing: Sharing | None = None) -> Hub:
     sharing = sharing or Sharing()
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0}
     if not ray.util.client.ray.is_connected():  # a driver behind `ray://` is on no node
+        # Not a soft affinity: Ray then took a worker's node, which the hub held against an autoscaler, or died with.
         here = ray.get_runtime_context().get_node_id()
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=True)
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
     return Hub(ray.remote(_Hub).options(**options).remote(sharing), sharing)
 
 
