@@ -205,7 +205,7 @@ def _check_cluster(stages: Sequence[Stage], launcher: Launcher) -> None:
     if ray.util.client.ray.is_connected():
         raise ClusterError(
             "A sweep's driver has to run on the cluster, as Ray Tune's trials call it. Instead of `ray://`, submit it "
-            "as a job (`m2mkd job`), or run it on the head node with `--address auto`."
+            "as a job (`m2mkd submit`), or run it on the head node with `--address auto`."
         )
     if not launcher.may_grow() and (problems := misfits(in_order(stages), launcher.nodes())):
         raise PlanError("The sweep cannot start:\n" + "\n".join(f"- {problem}" for problem in problems))
