@@ -151,18 +151,8 @@ def test_lines_tell_of_shared_stages_and_of_every_trial_once(capsys, store) -> N
 
 
 @pytest.mark.ray
-def test_a_sweep_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again(tiny, m2mkd, tmp_path) -> None:
-    tree = {
-        "name": "mine",
-        "title": "Mine",
-        "recipe": str(tiny),
-        "level": {"kind": "stage"},
-        "space": {TEMPERATURE: "grid([1, 4])"},
-        "searcher": "grid",
-        "budget": {"trials": 2},
-    }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
-    command = [sys.executable, "-m", "m2mkd_ray", "sweep", "mine.yaml", "--num-cpus", "2", "--json"]
+def test_quick_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again(m2mkd, tmp_path) -> None:
+    command = [sys.executable, "-m", "m2mkd_ray", "sweep", "quick", "--num-cpus", "2", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     ended = []
     for _ in range(2):
@@ -170,11 +160,11 @@ def test_a_sweep_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again
         assert done.returncode == 0, done.stderr
         ended.append(json.loads(done.stdout))
     first, second = ended
-    assert [trial["state"] for trial in first["trials"]] == ["complete", "complete"]
-    assert sorted(trial["point"][TEMPERATURE] for trial in first["trials"]) == [1, 4]
+    assert {trial["state"] for trial in first["trials"]} == {"complete", "stopped"}  # ASHA's rule
+    assert len(first["trials"]) == SWEEPS["quick"]().budget.trials
     assert (second["best"], second["trials"]) == (first["best"], first["trials"])
     assert Path(first["report"]).is_file()
     assert m2mkd("plan", first["best_file"], "--store", tmp_path).code == 0
     calls = sum(stage["counters"]["teacher_calls"] for trial in first["trials"] for stage in trial["stages"])
     images = sum(stage["images"] for trial in first["trials"] for stage in trial["stages"])
-    assert calls == images / 2  # two points of a pair ran its teacher once
+    assert calls < images / 2  # trials of a pair run its teacher once
