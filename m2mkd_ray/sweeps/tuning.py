@@ -97,6 +97,7 @@ def _run(
     from m2mkd_ray.sweeps.bell import close_desk, open_desk
     from m2mkd_ray.sweeps.desk import Desk, Interrupted
 
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # an interrupt is ours: it ends the stages too
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's tables would go to stdout, silent as it is asked to be
     with interrupts(raise_at_once=False) as interrupted:
         desk = Desk(
