@@ -41,7 +41,7 @@ $(INSTALLED): setup.cfg constraints.txt
 demo: $(INSTALLED)  ## the whole flow on real images: data to report, on this machine
 	$(BIN)/m2mkd run demo --store $(STORE)
 
-test: $(INSTALLED)  ## the default tests (about two minutes; no Ray, no network)
+test: $(INSTALLED)  ## the default tests (four to five minutes; no Ray, no network)
 	$(TEST)
 
 check: lint types test  ## what every commit passes: lint, types, test
@@ -53,13 +53,13 @@ lint: $(INSTALLED)  ## ruff: style and format
 types: $(INSTALLED)  ## mypy over the package
 	$(BIN)/mypy
 
-test-ray: $(INSTALLED)  ## tests on a local Ray (six minutes)
+test-ray: $(INSTALLED)  ## tests on a local Ray (eleven minutes)
 	$(TEST) -m "ray and not slow and not chaos and not gpu"
 
 test-slow: $(INSTALLED)  ## the longer tests
 	$(TEST) -m "slow and not chaos and not gpu"
 
-test-chaos: $(INSTALLED)  ## tests that kill workers and drivers in mid-run
+test-chaos: $(INSTALLED)  ## tests that kill workers, drivers and nodes in mid-run (twenty minutes)
 	$(TEST) -m "chaos and not gpu"
 
 bench: $(INSTALLED)  ## the measurements of benchmarks/, one after the other
