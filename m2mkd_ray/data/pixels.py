@@ -99,13 +99,12 @@ class Pixels:
         """uint8 (len(indices), H, W, C)."""
         if not self.are_kept:
             return self.decoded(indices, self._rows.read(indices))
-        asked = np.unique(indices) if self._on_demand else self._used
-        missing = [row for row in asked.tolist() if row not in self._kept]
-        if missing:
+        if self._on_demand:
+            missing = [row for row in np.unique(indices).tolist() if row not in self._kept]
             self._kept.update(zip(missing, self._each(missing, self._rows.read(missing))))
-        wanted = [self._kept[row] for row in indices.tolist()]
-        is_grey = all(array.shape[-1] == 1 for array in (wanted if self._on_demand else self._kept.values()))
-        return np.stack(wanted) if is_grey else _in_colour(wanted)
+        elif not self._kept:
+            self._kept.update(zip(self._used.tolist(), _alike(self._each(self._used, self._rows.read(self._used)))))
+        return _alike([self._kept[row] for row in indices.tolist()])
 
     def decoded(self, indices: Sequence[int] | np.ndarray, images: Sequence[bytes]) -> np.ndarray:
         """Rows that were read already, as uint8 (len(indices), H, W, 3): `images` are theirs, encoded."""
@@ -118,6 +117,10 @@ class Pixels:
         ]
         self.decodes += len(arrays)
         return arrays
+
+
+def _alike(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(arrays) if all(array.shape[-1] == 1 for array in arrays) else _in_colour(arrays)
 
 
 def _in_colour(arrays: Sequence[np.ndarray]) -> np.ndarray:
