@@ -10,7 +10,7 @@ from m2mkd_ray.execution.events import StageWithdrawn
 from m2mkd_ray.execution.launcher import Launcher
 from m2mkd_ray.execution.locks import Locks
 from m2mkd_ray.execution.requests import Add, Requests
-from m2mkd_ray.execution.runs import Run, State
+from m2mkd_ray.execution.runs import Run, State, in_state
 from m2mkd_ray.execution.seating import Seating
 from m2mkd_ray.execution.stage import Stage, in_order
 from m2mkd_ray.execution.store import Store
@@ -67,7 +67,7 @@ class Changes:
     def leave(self, run: Run) -> None:
         """A withdrawn stage is out of the run, and so is what reads it."""
         self._leave(run)
-        for other in self._in_state(State.WAITING):  # in order: a stage comes after its needs
+        for other in in_state(self._runs, State.WAITING):  # in order: a stage comes after its needs
             if any(self._runs[need.address].state is State.WITHDRAWN for need in other.stage.reads.values()):
                 self._leave(other)
 
@@ -79,7 +79,7 @@ class Changes:
 
     def watch(self) -> None:
         """End the workers of withdrawn stages that do not leave; not where others would end with them."""
-        for run in self._in_state(State.RUNNING):
+        for run in in_state(self._runs, State.RUNNING):
             is_late = run.withdrawn_at is not None and time.monotonic() - run.withdrawn_at > _WITHDRAW_S
             if is_late and not self._seating.has_mates(run):
                 self._launcher.kill(run.stage.address)
@@ -119,6 +119,3 @@ class Changes:
         logger.info("%s was withdrawn%s", address, "" if step is None else f"; its checkpoint of step {step} is kept")
         self._book.end(run, State.WITHDRAWN, StageWithdrawn(run.stage, step))
         self._locks.release([address])
-
-    def _in_state(self, state: State) -> list[Run]:
-        return [run for run in self._runs.values() if run.state is state]

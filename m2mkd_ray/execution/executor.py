@@ -44,7 +44,7 @@ from m2mkd_ray.execution.locks import Locks
 from m2mkd_ray.execution.placement import Placer
 from m2mkd_ray.execution.reports import Failed, Finished, Gone, Report, Started
 from m2mkd_ray.execution.requests import Requests
-from m2mkd_ray.execution.runs import Run, State
+from m2mkd_ray.execution.runs import Run, State, in_state
 from m2mkd_ray.execution.seating import Seating
 from m2mkd_ray.execution.stage import Stage, in_order
 from m2mkd_ray.execution.store import Store
@@ -172,7 +172,7 @@ class _Executor:
     def look(self, verify: bool) -> None:
         """Find what is complete, and lock the rest."""
         self._admission.let_in(list(self._runs.values()), verify)
-        self._seating.know(self._store.seconds(run.stage.name for run in self._in_state(State.WAITING)))
+        self._seating.know(self._store.seconds(run.stage.name for run in in_state(self._runs, State.WAITING)))
 
     # The loop
 
@@ -182,9 +182,9 @@ class _Executor:
             if requests.is_cancelled:
                 raise KeyboardInterrupt
             self._changes.carry_out(requests)
-            self._seating.fill([run for run in self._in_state(State.WAITING) if self._is_ready(run)])
-            running = self._in_state(State.RUNNING)
-            waiting = self._in_state(State.WAITING)
+            self._seating.fill([run for run in in_state(self._runs, State.WAITING) if self._is_ready(run)])
+            running = in_state(self._runs, State.RUNNING)
+            waiting = in_state(self._runs, State.WAITING)
             if not running and not waiting and requests.is_over:
                 return
             reports = self._launcher.poll(_POLL_S) if running else self._sleep(waiting)
@@ -271,7 +271,7 @@ class _Executor:
         self._skip_below()
 
     def _skip_below(self) -> None:
-        for run in self._in_state(State.WAITING):  # in order: a stage comes after its needs
+        for run in in_state(self._runs, State.WAITING):  # in order: a stage comes after its needs
             ends = [self._runs[need.address].end for need in run.stage.reads.values()]
             causes: dict[str, Stage] = {}
             for end in ends:
@@ -291,7 +291,7 @@ class _Executor:
         if time.monotonic() < self._next_watch:
             return
         self._next_watch = time.monotonic() + (_WATCH_LOCAL_S if self._store.is_local else _WATCH_REMOTE_S)
-        for run in self._in_state(State.RUNNING):
+        for run in in_state(self._runs, State.RUNNING):
             if run.state is State.RUNNING and run.started is not None:  # a mate's end may have changed it
                 self._watch_progress(run)
         self._changes.watch()
@@ -321,8 +321,8 @@ class _Executor:
 
     def _watch_waiting(self) -> None:
         """Say which stages no node can hold, and give them up after a while."""
-        waiting = [run for run in self._in_state(State.WAITING) if self._is_ready(run)]
-        waiting += [run for run in self._in_state(State.RUNNING) if run.started is None]
+        waiting = [run for run in in_state(self._runs, State.WAITING) if self._is_ready(run)]
+        waiting += [run for run in in_state(self._runs, State.RUNNING) if run.started is None]
         lacking, now = self._seating.lacking(waiting), time.monotonic()
         said = {lacking[run.stage.address] for run in waiting if run.lacks_since and run.stage.address in lacking}
         for run in waiting:
@@ -350,7 +350,7 @@ class _Executor:
 
     def abandon(self) -> None:
         """End all workers; what they checkpointed stays."""
-        running = self._in_state(State.RUNNING)
+        running = in_state(self._runs, State.RUNNING)
         for run in running:
             self._launcher.kill(run.stage.address)
         for run in running:
@@ -368,6 +368,3 @@ class _Executor:
             skipped=tuple(end for end in ends if isinstance(end, StageSkipped)),
             withdrawn=tuple(end for end in ends if isinstance(end, StageWithdrawn)),
         )
-
-    def _in_state(self, state: State) -> list[Run]:
-        return [run for run in self._runs.values() if run.state is state]

@@ -1,6 +1,7 @@
 """What the executor knows of the stages of a run."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -105,3 +106,8 @@ class Run:
     def wait(self, until: float = 0.0) -> None:
         """It goes back to those that wait, until a monotonic time at least."""
         self.state, self.seated, self.started, self.not_before = State.WAITING, None, None, until
+
+
+def in_state(runs: Mapping[str, Run], state: State) -> list[Run]:
+    """Those that are in a state, in the order of the runs."""
+    return [run for run in runs.values() if run.state is state]
