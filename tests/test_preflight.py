@@ -57,7 +57,7 @@ def test_all_problems_are_found_at_once(tiny: Path):
     recipe = chosen(
         str(tiny),
         [
-            "data.validation.split=validation",
+            "data.validation.split=val",
             "meta.batch_size=512",
             "blueprint.student.moe.blocks=[5]",
             "teacher.source=pretrained",

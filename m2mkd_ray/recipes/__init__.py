@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from m2mkd_ray.errors import UsageError
 from m2mkd_ray.recipe import Recipe
-from m2mkd_ray.recipes.baselines import incubation, pure, pure_matched
+from m2mkd_ray.recipes.baselines import authors_loss, incubation, pure, pure_matched
 from m2mkd_ray.recipes.cifar10 import cifar10
 from m2mkd_ray.recipes.demo import demo
 from m2mkd_ray.recipes.fashion import fashion
@@ -25,6 +25,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "vmoe_base": vmoe_base,
 }
 BASELINES: dict[str, Callable[[Recipe], Recipe]] = {
+    "authors_loss": authors_loss,
     "incubation": incubation,
     "pure": pure,
     "pure_matched": pure_matched,

@@ -2,6 +2,10 @@
 
 from m2mkd_ray.models.compute import module_stage_factor
 from m2mkd_ray.recipe import Recipe
+from m2mkd_ray.stages.pair import DistillConfig
+
+AUTHORS = DistillConfig(alpha=0.5, temperature=1.0, kind="soft", reduction="numel")
+"""The loss of the reference's commands (docs/method.md)."""
 
 
 def pure(recipe: Recipe) -> Recipe:
@@ -37,6 +41,19 @@ def incubation(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={"title": "incubation (no teacher)", "pairs": recipe.pairs.model_copy(update=without)}
     )
+
+
+def authors_loss(recipe: Recipe) -> Recipe:
+    """m2mKD with the loss as its authors trained: alpha 0.5, temperature 1, divided by B * K (docs/method.md).
+
+    What a loss that was tuned is worth; all else is the recipe's, single pairs' learning rates too.
+    """
+    of = {
+        index: settings.model_copy(update={"alpha": None, "temperature": None, "kind": None, "reduction": None})
+        for index, settings in recipe.pairs.of.items()
+    }
+    update = {"distill": AUTHORS, "of": {index: settings for index, settings in of.items() if settings.given}}
+    return recipe.model_copy(update={"title": "authors' loss", "pairs": recipe.pairs.model_copy(update=update)})
 
 
 def matched_factor(recipe: Recipe) -> float:

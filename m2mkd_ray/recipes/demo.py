@@ -24,7 +24,7 @@ def demo() -> Recipe:
         title="m2mKD",
         data=Data(
             dataset="fashion-mnist-small",
-            validation=Validation(split="test", max_rows=1000),
+            validation=Validation(split="validation", max_rows=1000),
             lanes=2,
             augmentation=Augmentation(
                 kind="light", hflip=0.5, shift=2, label_smoothing=0.1, mean=(0.286,) * 3, std=(0.353,) * 3

@@ -21,7 +21,7 @@ def fashion() -> Recipe:
             "data": base.data.model_copy(
                 update={
                     "dataset": "fashion-mnist",
-                    "validation": base.data.validation.model_copy(update={"max_rows": 2000}),
+                    "validation": base.data.validation.model_copy(update={"split": "test", "max_rows": 2000}),
                     "augmentation": Augmentation(**{**small.model_dump(), "random_erasing": 0.1}),
                 }
             ),

@@ -24,9 +24,17 @@ def test_every_class_has_as_many_images_in_every_split():
     splits = find("fashion-mnist-small").index.splits
     assert {name: split.rows_per_class for name, split in splits.items()} == {
         "train": (800,) * 10,
+        "validation": (200,) * 10,
         "test": (200,) * 10,
         "corrupted": (200,) * 10,
     }
+
+
+def test_no_image_is_in_two_splits():
+    folder = find("fashion-mnist-small")
+    files = {split: set(folder.rows(split).paths) for split in ("train", "validation", "test")}
+    assert sum(map(len, files.values())) == len(set().union(*files.values())) == 12_000
+    assert all(path.startswith("train/") for path in files["validation"])
 
 
 def test_the_corrupted_images_are_the_test_images_in_order():
@@ -49,9 +57,14 @@ def test_every_corruption_is_as_frequent_in_every_class():
 
 @pytest.mark.skipif(not ORIGINAL.exists(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_building_again_gives_the_same_bytes(tmp_path):
-    one = build(ORIGINAL, tmp_path / "one", train_rows=100, test_rows=80)
-    two = build(ORIGINAL, tmp_path / "two", train_rows=100, test_rows=80)
+    one = build(ORIGINAL, tmp_path / "one", train_rows=100, validation_rows=60, test_rows=80)
+    two = build(ORIGINAL, tmp_path / "two", train_rows=100, validation_rows=60, test_rows=80)
     assert one == two
     for path in (tmp_path / "one").rglob("*.*"):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
-    assert {name: split.rows for name, split in one.splits.items()} == {"train": 100, "test": 80, "corrupted": 80}
+    assert {name: split.rows for name, split in one.splits.items()} == {
+        "train": 100,
+        "validation": 60,
+        "test": 80,
+        "corrupted": 80,
+    }

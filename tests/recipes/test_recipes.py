@@ -67,7 +67,7 @@ def test_a_baseline_fits_every_recipe(of: str, name: str) -> None:
     ("name", "message"),
     [
         ("dmo", r"There is no recipe 'dmo'\. Known recipes: .*demo.*vmoe_base"),
-        ("demo/pur", r"There is no baseline 'pur'\. Known baselines: incubation, pure, pure_matched"),
+        ("demo/pur", r"There is no baseline 'pur'\. Known baselines: authors_loss, incubation, pure, pure_matched"),
         ("demo/", r"There is no baseline ''"),
         ("/pure", r"There is no recipe ''"),
     ],
@@ -98,6 +98,15 @@ def test_incubation_is_the_same_but_for_the_teachers_term(published: Recipe) -> 
     same = {"name": "vmoe_base", "title": published.title, "baselines": published.baselines, "pairs": published.pairs}
     assert control.model_copy(update=same) == published
     assert control.pairs.train == published.pairs.train
+
+
+def test_the_authors_loss_is_that_of_the_published_recipe_whatever_was_tuned(published: Recipe) -> None:
+    tuned = ["pairs.distill={alpha: 0.9, temperature: 4, reduction: batchmean}"]
+    control = baseline(
+        override(published, [*tuned, "pairs.of={1: {lr: 0.01, alpha: 0.2}, 2: {temperature: 2}}"]), "authors_loss"
+    )
+    assert control.pairs.distill == published.pairs.distill
+    assert {index: settings.given for index, settings in control.pairs.of.items()} == {1: {"lr": 0.01}}
 
 
 def test_pure_matched_computes_as_much_as_pairs_and_fine_tuning(published: Recipe) -> None:

@@ -101,7 +101,13 @@ def test_the_page_has_every_figure_and_the_best_setting(results: SweepResults, p
     assert best is not None
     assert f"temperature: {best.point['pairs.distill.temperature']}" in text
     assert all(f'alt="{words}' in text for words in ("Parallel coordinates of 12 trials", "Timeline of 12 trials"))
-    assert "evaluates too" in text  # the demo's validation rows are of its test set
+    assert "evaluates too" not in text
+
+
+def test_values_from_rows_that_a_suite_evaluates_are_called_so(results: SweepResults, store: Store) -> None:
+    on_test = results.sweep.model_copy(update={"settings": {"data.validation.split": "test"}})
+    (note,) = report_of(store, results.model_copy(update={"sweep": on_test})).notes
+    assert "split 'test' of fashion-mnist-small, which the suite fashion-small evaluates too" in note
 
 
 class _Closed(HTMLParser):

@@ -7,6 +7,7 @@ package dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist). T
 same files give the same bytes.
 
 - train: 8,000 of the 60,000 training images, 800 a class, drawn with a seed
+- validation: 2,000 others of them, 200 a class: to choose settings on
 - test: 2,000 of the 10,000 test images, 200 a class
 - corrupted: those 2,000 again, each with one of eight corruptions at severity 3,
   25 of each corruption a class; `path` says which
@@ -42,7 +43,9 @@ SEVERITY = 3
 SEED = 2017
 
 
-def build(source: Path, out: Path, *, train_rows: int = 8000, test_rows: int = 2000) -> Index:
+def build(
+    source: Path, out: Path, *, train_rows: int = 8000, validation_rows: int = 2000, test_rows: int = 2000
+) -> Index:
     """Write the data set to `out/fashion-mnist-small`, anew.
 
     Raises:
@@ -53,10 +56,14 @@ def build(source: Path, out: Path, *, train_rows: int = 8000, test_rows: int = 2
         shutil.rmtree(folder)
     arrays = read_arrays(source)
     train, test = arrays["train"], arrays["test"]
-    train_drawn = np.random.default_rng(SEED).permutation(balanced(train[1], train_rows, SEED))
+    train_kept = balanced(train[1], train_rows, SEED)
+    train_drawn = np.random.default_rng(SEED).permutation(train_kept)
+    # With the same seed a larger draw holds the smaller one.
+    validation_drawn = np.setdiff1d(balanced(train[1], train_rows + validation_rows, SEED), train_kept)
     test_drawn = balanced(test[1], test_rows, SEED)
     splits = {
         "train": SplitSource(train_rows, partial(_sample, "train", *train, train_drawn), shuffle=False),
+        "validation": SplitSource(validation_rows, partial(_sample, "train", *train, validation_drawn), shuffle=False),
         "test": SplitSource(test_rows, partial(_sample, "test", *test, test_drawn), shuffle=False),
         "corrupted": SplitSource(
             test_rows, partial(_shifted, *test, test_drawn, _deal(test[1][test_drawn])), shuffle=False
