@@ -2,7 +2,7 @@
 
     python -m benchmarks.seeds --recipe demo --seeds 0 1 2 --baselines pure pure_matched incubation --json seeds.json
 
-Runs the recipe with every seed (finished stages of --store are reused), prints
+Runs the recipe (a name, or a file such as a sweep's best.yaml) with every seed (finished stages of --store are reused), prints
 mean ± sample standard deviation of top-1 per network and suite, and the difference
 of the student to each control seed by seed.
 """
@@ -16,8 +16,7 @@ from rich.table import Table
 
 from benchmarks._run import parser, run, write
 from m2mkd_ray.execution.store import Store
-from m2mkd_ray.recipe import override
-from m2mkd_ray.recipes import find_recipe
+from m2mkd_ray.recipes.choose import choose
 
 Scores = dict[str, dict[str, list[float]]]
 """Top-1 in percent by network and suite, a number a seed."""
@@ -33,7 +32,7 @@ def main() -> None:
     settings = [*arguments.settings, f"baselines={json.dumps(arguments.baselines)}"]
     scores: Scores = {}
     for seed in arguments.seeds:
-        recipe = override(find_recipe(arguments.recipe), [*settings, f"seed={seed}"])
+        recipe = choose(arguments.recipe, [*settings, f"seed={seed}"])
         manifests, _, _ = run(recipe, store, arguments.launcher)
         report = next(address for address, manifest in manifests.items() if manifest["name"] == "report")
         add(scores, json.loads((store.open(report) / "report.json").read_text())["report"]["subjects"])

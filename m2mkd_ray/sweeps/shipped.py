@@ -15,6 +15,8 @@ from m2mkd_ray.sweeps.sweep import AllPairs, Asha, Budget, GridSearch, OnePair, 
 TEMPERATURE = "pairs.distill.temperature"
 ALPHA = "pairs.distill.alpha"
 REDUCTION = "pairs.distill.reduction"
+SEATS = 32
+"""Eight trials of all four pairs: the demo's modules are small, and what a worker shares grows with its trials."""
 
 
 def temperature() -> Sweep:
@@ -32,6 +34,7 @@ def temperature() -> Sweep:
         searcher=GridSearch(),
         budget=Budget(trials=5),
         seeds=(0, 1),
+        cohort=SEATS,
     )
 
 
@@ -54,6 +57,7 @@ def loss_weights() -> Sweep:
         scheduler=Asha(grace=2, reduction=3),
         budget=Budget(trials=18),
         seeds=(0,),
+        cohort=SEATS,
     )
 
 
@@ -77,6 +81,7 @@ def distillation() -> Sweep:
         scheduler=Asha(grace=2, reduction=3),
         budget=Budget(trials=24),
         seeds=(0, 1),
+        cohort=SEATS,
     )
 
 
