@@ -2,9 +2,10 @@
 
     python -m benchmarks.seeds --recipe demo --seeds 0 1 2 --baselines pure pure_matched incubation --json seeds.json
 
-Runs the recipe (a name, or a file such as a sweep's best.yaml) with every seed (finished stages of --store are reused), prints
-mean ± sample standard deviation of top-1 per network and suite, and the difference
-of the student to each control seed by seed.
+Runs the recipe (a name, or a file such as a sweep's best.yaml) with every seed
+(finished stages of --store are reused), prints mean ± sample standard deviation of
+top-1 per network and suite, and the difference of the student to each control seed
+by seed.
 """
 
 import json
