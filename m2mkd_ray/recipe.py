@@ -22,6 +22,7 @@ from m2mkd_ray.stages.finetune import FinetunePlacement
 from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
 from m2mkd_ray.stages.parts import Validation
 from m2mkd_ray.training import Kind, Reduction, TrainConfig, TrainPlacement
+from m2mkd_ray.yaml_files import read_mapping
 
 
 class Data(BaseModel, frozen=True, extra="forbid"):
@@ -251,15 +252,26 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """
     changes, problems = [], []
     for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals:
-            problems.append(f"{setting!r} is not of the form a.b=value")
-            continue
         try:
-            changes.append((path, yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            problems.append(f"the value of {setting!r} is not YAML: {error}")
+            changes.append(typed(setting))
+        except UsageError as error:
+            problems.append(str(error))
     return _changed(recipe, changes, recipe.name, problems)
+
+
+def typed(setting: str) -> tuple[str, Any]:
+    """A setting of the form `a.b=value` as (path, value), the value read as YAML.
+
+    Raises:
+        UsageError: it is not of the form, or the value is not YAML.
+    """
+    path, equals, value = setting.partition("=")
+    if not equals:
+        raise UsageError(f"{setting!r} is not of the form a.b=value")
+    try:
+        return path, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+        raise UsageError(f"the value of {setting!r} is not YAML: {error}") from error
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -286,13 +298,8 @@ def read_yaml(file: Path) -> tuple[str, Mapping[str, Any]]:
     Raises:
         UsageError: the file is missing, no YAML, or does not start `from:` a recipe.
     """
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UsageError(f"Cannot read the recipe file {file}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"The recipe file {file} is not YAML: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("from"), str):
+    content = read_mapping(file, "recipe file", "`from: NAME`, the recipe that it changes, and settings")
+    if not isinstance(content.get("from"), str):
         raise UsageError(f"The recipe file {file} must start with `from: NAME`, the recipe that it changes.")
     return content["from"], {name: value for name, value in content.items() if name != "from"}
 

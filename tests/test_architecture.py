@@ -6,7 +6,7 @@ package is parsed, none is imported, so imports inside functions count too.
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,12 @@ PACKAGE = "m2mkd_ray"
 
 DOMAIN = {"errors", "blueprint"}
 BELOW_STAGES = DOMAIN | {"execution", "data", "models", "training", "reporting", "evaluation"}
+ABOVE_STAGES = BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline", "preflight"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "blueprint": set(),
+    "yaml_files": {"errors"},
     "execution": {"errors"},
     "data": DOMAIN,
     "models": DOMAIN,
@@ -29,15 +31,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": DOMAIN,
     "evaluation": DOMAIN | {"data", "models"},
     "stages": BELOW_STAGES,
-    "recipe": DOMAIN | {"execution.stage", "stages", "data", "training"},
+    "recipe": DOMAIN | {"execution.stage", "stages", "data", "training", "yaml_files"},
     "recipes": DOMAIN | {"execution.stage", "stages", "data", "models", "recipe"},
     "slices": DOMAIN | {"execution.stage", "stages", "data", "models", "evaluation", "recipe"},
     "pipeline": DOMAIN | {"execution.stage", "stages", "recipe", "recipes", "slices"},
     "preflight": BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline"},
-    "submission": {"errors"},
-    "sweeps": BELOW_STAGES | {"stages", "recipe", "recipes", "slices", "pipeline", "preflight"},
-    "cli": BELOW_STAGES
-    | {"stages", "recipe", "pipeline", "recipes", "slices", "preflight", "submission", "sweeps", "commands"},
+    "submission": {"errors", "yaml_files"},
+    "sweeps": ABOVE_STAGES | {"yaml_files"},
+    "cli": ABOVE_STAGES | {"yaml_files", "submission", "sweeps", "commands"},
 }
 """What each room may import of ours, besides itself (but see `stages`). A dotted name is that file only."""
 
@@ -70,15 +71,11 @@ class Import:
     in_function: bool
 
 
-def files() -> list[Path]:
-    return sorted((ROOT / PACKAGE).rglob("*.py"))
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 
 def relative(file: Path) -> str:
     return file.relative_to(ROOT / PACKAGE).as_posix()
-
-
-every_file = pytest.mark.parametrize("file", files(), ids=relative)
 
 
 @cache
@@ -94,8 +91,13 @@ def room(file: Path) -> str | None:
     return None if first == "__init__" else first
 
 
-def imports(file: Path) -> Iterator[Import]:
+@cache
+def imports(file: Path) -> tuple[Import, ...]:
     """Every import of a file, relative ones made absolute; of `from a import b` it is `a.b`."""
+    return tuple(_imports(file))
+
+
+def _imports(file: Path) -> Iterator[Import]:
     package = (PACKAGE, *file.relative_to(ROOT / PACKAGE).parts[:-1])
     in_functions = {
         id(inner)
@@ -127,86 +129,73 @@ def is_within(name: str, allowed: str) -> bool:
     return name == allowed or name.startswith(f"{allowed}.")
 
 
-def complain(problems: list[str]) -> None:
-    if problems:
+def complain(problems: Iterable[str]) -> None:
+    """Fail with all problems of all files."""
+    if problems := list(problems):
         pytest.fail("\n".join(problems), pytrace=False)
 
 
-@every_file
-def test_files_are_in_a_known_room(file: Path) -> None:
-    assert room(file) is None or room(file) in MAY_IMPORT, (
+def test_files_are_in_a_known_room() -> None:
+    complain(
         f"{relative(file)} is in the room {room(file)!r}, which the table MAY_IMPORT does not have: "
         f"{', '.join(MAY_IMPORT)}. Put it in one of these, or add a row here and in docs/design.md."
+        for file in FILES
+        if room(file) is not None and room(file) not in MAY_IMPORT
     )
 
 
-@every_file
-def test_rooms_import_only_what_the_table_allows(file: Path) -> None:
-    home = room(file)
-    if home is None:
-        complain(
-            [f"{relative(file)}:{found.line} imports {name}, allowed: nothing of ours" for name, found in ours(file)]
-        )
-        return
-    allowed = MAY_IMPORT.get(home, set())
+def test_rooms_import_only_what_the_table_allows() -> None:
+    def may(file: Path) -> set[str]:
+        home = room(file)
+        return set() if home is None else {home, "__version__", *MAY_IMPORT.get(home, ())}
+
     complain(
-        [
-            f"{relative(file)}:{found.line} imports {name}, allowed: {', '.join(sorted(allowed)) or 'nothing of ours'}"
-            for name, found in ours(file)
-            if not any(is_within(name, entry) for entry in (home, "__version__", *allowed))
-        ]
+        f"{relative(file)}:{found.line} imports {name}, allowed: {', '.join(sorted(may(file))) or 'nothing of ours'}"
+        for file in FILES
+        for name, found in ours(file)
+        if not any(is_within(name, entry) for entry in may(file))
     )
 
 
-@pytest.mark.parametrize("file", [file for file in files() if room(file) == "stages"], ids=relative)
-def test_stages_import_no_other_stage(file: Path) -> None:
-    allowed = NO_STAGE | {f"stages.{file.stem}"}
+def test_stages_import_no_other_stage() -> None:
     complain(
-        [
-            f"{relative(file)}:{found.line} imports {name}, allowed: no other stage file"
-            for name, found in ours(file)
-            if is_within(name, "stages") and not any(is_within(name, entry) for entry in allowed)
-            if file.stem != "__init__"
-        ]
+        f"{relative(file)}:{found.line} imports {name}, allowed: no other stage file"
+        for file in FILES
+        if room(file) == "stages" and file.stem != "__init__"
+        for name, found in ours(file)
+        if is_within(name, "stages")
+        and not any(is_within(name, entry) for entry in (*NO_STAGE, f"stages.{file.stem}"))
     )
 
 
-@every_file
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_heavy_libraries_stay_where_they_belong(file: Path, library: str) -> None:
-    if room(file) == "cli" or relative(file).startswith(ONLY_IN[library]):
-        return
+def test_heavy_libraries_stay_where_they_belong(library: str) -> None:
     complain(
-        [
-            f"{relative(file)}:{found.line} imports {found.name}, allowed in: {', '.join(ONLY_IN[library])}"
-            for found in imports(file)
-            if is_within(found.name, library)
-        ]
+        f"{relative(file)}:{found.line} imports {found.name}, allowed in: {', '.join(ONLY_IN[library])}"
+        for file in FILES
+        if room(file) != "cli" and not relative(file).startswith(ONLY_IN[library])
+        for found in imports(file)
+        if is_within(found.name, library)
     )
 
 
-@every_file
-def test_deepspeed_is_imported_inside_the_function_that_needs_it(file: Path) -> None:
+def test_deepspeed_is_imported_inside_the_function_that_needs_it() -> None:
     complain(
-        [
-            f"{relative(file)}:{found.line} imports deepspeed at the top of the file; it takes seconds and looks for "
-            f"a compiler, and Ray's controller would do so on a head without GPU (ray-project/ray#50406)"
-            for found in imports(file)
-            if is_within(found.name, "deepspeed") and not found.in_function
-        ]
+        f"{relative(file)}:{found.line} imports deepspeed at the top of the file; it takes seconds and looks for "
+        f"a compiler, and Ray's controller would do so on a head without GPU (ray-project/ray#50406)"
+        for file in FILES
+        for found in imports(file)
+        if is_within(found.name, "deepspeed") and not found.in_function
     )
 
 
-@every_file
-def test_only_the_command_line_prints(file: Path) -> None:
-    if room(file) == "cli":
-        return
+def test_only_the_command_line_prints() -> None:
     complain(
-        [
-            f"{relative(file)}:{node.lineno} calls print(); use logger, context.report, or return a value"
-            for node in ast.walk(tree(file))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-        ]
+        f"{relative(file)}:{node.lineno} calls print(); use logger, context.report, or return a value"
+        for file in FILES
+        if room(file) != "cli"
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     )
 
 
@@ -230,37 +219,35 @@ def public(body: list[ast.stmt], of: str = "") -> Iterator[tuple[str, ast.ClassD
                 yield from public(node.body, f"{of}{node.name}.")
 
 
-@every_file
-def test_what_is_public_has_a_docstring(file: Path) -> None:
-    complain(list(undocumented(file)))
+def test_what_is_public_has_a_docstring() -> None:
+    complain(problem for file in FILES for problem in undocumented(file))
 
 
-@every_file
-def test_files_can_be_read_in_one_sitting(file: Path) -> None:
-    lines = len(file.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_LINES, f"{relative(file)} has {lines} lines, more than {MAX_LINES}: cut it by topic"
-
-
-@every_file
-def test_weights_are_never_loaded_partially(file: Path) -> None:
+def test_files_can_be_read_in_one_sitting() -> None:
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     complain(
-        [
-            f"{relative(file)}:{node.value.lineno} says strict=False; `fill` lists every misfit instead"
-            for node in ast.walk(tree(file))
-            if isinstance(node, ast.keyword) and node.arg == "strict" and ast.unparse(node.value) == "False"
-        ]
+        f"{relative(file)} has {count} lines, more than {MAX_LINES}: cut it by topic"
+        for file, count in lines.items()
+        if count > MAX_LINES
     )
 
 
-@every_file
-def test_no_exception_is_swallowed(file: Path) -> None:
+def test_weights_are_never_loaded_partially() -> None:
     complain(
-        [
-            f"{relative(file)}:{node.lineno} catches {ast.unparse(node.type) if node.type else 'everything'} and "
-            f"says nothing; catch what can be handled, near to where it happens"
-            for node in ast.walk(tree(file))
-            if isinstance(node, ast.ExceptHandler)
-            and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
-            and all(isinstance(statement, ast.Pass) for statement in node.body)
-        ]
+        f"{relative(file)}:{node.value.lineno} says strict=False; `fill` lists every misfit instead"
+        for file in FILES
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.keyword) and node.arg == "strict" and ast.unparse(node.value) == "False"
+    )
+
+
+def test_no_exception_is_swallowed() -> None:
+    complain(
+        f"{relative(file)}:{node.lineno} catches {ast.unparse(node.type) if node.type else 'everything'} and "
+        f"says nothing; catch what can be handled, near to where it happens"
+        for file in FILES
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        and all(isinstance(statement, ast.Pass) for statement in node.body)
     )

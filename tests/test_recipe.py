@@ -66,6 +66,7 @@ def test_the_recipe_that_is_changed_stays_as_it_is(demo: Recipe) -> None:
         ("seed.x=1", r"'seed\.x' lies below 'seed', which is a plain value \(0\)"),
         ("seed", r"'seed' is not of the form a\.b=value"),
         ("suites=[a", r"the value of 'suites=\[a' is not YAML"),
+        ("seed=2026-02-30", r"the value of 'seed=2026-02-30' is not YAML: day"),
         ("seed=many", r"seed: .*integer.* \(found 'many'\)"),
         ("seed=-1", r"seed: .*greater than or equal to 0"),
         ("pairs.distill.alpha=2", r"pairs\.distill\.alpha: .*less than or equal to 1 \(found 2\)"),
@@ -143,21 +144,12 @@ def test_all_misspelt_settings_of_a_file_are_told_with_its_name(demo: Recipe) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("name: mine\n", r"must start with `from: NAME`"),
-        ("- from\n", r"must start with `from: NAME`"),
-        ("", r"must start with `from: NAME`"),
-        ("from: [demo\n", r"is not YAML"),
-        (None, r"Cannot read the recipe file .*: No such file"),
-    ],
+    ("content", "message"), [("name: mine\n", "must start with `from: NAME`"), ("- from\n", "expected `from: NAME`")]
 )
-def test_a_file_that_is_no_recipe_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    if content is not None:
-        file.write_text(content)
+def test_a_file_that_is_no_recipe_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(UsageError, match=message):
-        read_yaml(file)
+        read_yaml(tmp_path / "mine.yaml")
 
 
 @pytest.mark.parametrize("name", RECIPES)

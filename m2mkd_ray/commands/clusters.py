@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from m2mkd_ray.commands.kuberay import is_labelled_spot, of_kuberay, worker_groups
 from m2mkd_ray.errors import UsageError
+from m2mkd_ray.yaml_files import read_mapping
 
 if TYPE_CHECKING:
     from m2mkd_ray.execution.feasibility import Node
@@ -75,14 +75,9 @@ def nodes_of_file(file: Path) -> "list[Node]":
     Raises:
         UsageError: it is missing, no YAML, or says something else; lists all problems.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read the cluster file {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"The cluster file {file} is not YAML: {error}") from error
-    groups = worker_groups(content) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not (groups or {"nodes", "available_node_types"} & content.keys()):
+    content = read_mapping(file, "cluster file", "`nodes:`, or a cluster of Ray's or KubeRay's")
+    groups = worker_groups(content)
+    if not (groups or {"nodes", "available_node_types"} & content.keys()):
         raise UsageError(
             f"The cluster file {file} has neither `nodes:` (a list of type, count, gpus, gpu_type, gpu_memory_gb, "
             f"cpus, memory_gb, spot) nor `available_node_types:` (a Ray cluster's YAML) nor `workerGroupSpecs:` (of "

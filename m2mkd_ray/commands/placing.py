@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from m2mkd_ray.errors import UsageError
+from m2mkd_ray.yaml_files import read_mapping
 
 if TYPE_CHECKING:
     from m2mkd_ray.execution import Stage, Store
@@ -86,16 +86,8 @@ def read_seats(file: Path, stages: "Sequence[Stage]", nodes: "Sequence[Node]" = 
     """
     from m2mkd_ray.execution.planning.planner import ByHand
 
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read the placement file {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"The placement file {file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"The placement file {file} holds {content!r}, expected seats by stage name.")
     seats, problems = {}, []
-    for name, value in content.items():
+    for name, value in read_mapping(file, "placement file", "seats by stage name").items():
         try:
             seats[str(name)] = SeatByHand.model_validate(value or {})
         except ValidationError as error:

@@ -21,7 +21,7 @@ from m2mkd_ray.commands.sweep_output import (
     print_trials,
     results_json,
 )
-from m2mkd_ray.errors import ArtifactError, RunError, UsageError
+from m2mkd_ray.errors import ArtifactError, RunError
 
 if TYPE_CHECKING:
     from m2mkd_ray.execution import Store
@@ -61,21 +61,13 @@ def chosen_sweep(
     Raises:
         UsageError: there is none, or it does not fit together.
     """
-    import yaml
-
+    from m2mkd_ray.recipe import typed
     from m2mkd_ray.sweeps import find_sweep
     from m2mkd_ray.sweeps.sweep import validated
 
     sweep = find_sweep(name)
     tree = sweep.model_dump(mode="json")
-    for setting in settings or ():
-        path, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"{setting!r} is not of the form a.b=value.")
-        try:
-            tree["settings"][path] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"The value of {setting!r} is not YAML: {error}") from error
+    tree["settings"].update(typed(setting) for setting in settings or ())
     tree["recipe"] = recipe or tree["recipe"]
     tree["budget"]["trials"] = trials or tree["budget"]["trials"]
     return validated(tree, name)

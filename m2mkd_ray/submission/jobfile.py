@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from m2mkd_ray.errors import UsageError
+from m2mkd_ray.yaml_files import read_mapping
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the package that runs."""
 _WAYS_TO_CALL = (("python", "-m", "m2mkd_ray"), ("python3", "-m", "m2mkd_ray"), ("m2mkd",))
 _ENVIRONMENT = "runtime_env.yaml"
 """What all shipped jobs share; no job itself."""
+_EXPECTED = "settings by name"
 
 
 class JobFile(BaseModel, frozen=True, extra="forbid"):
@@ -128,10 +129,11 @@ def read_job(file: Path) -> JobFile:
     Raises:
         UsageError: it cannot be read, or is not as Ray takes it; lists all problems.
     """
-    content = _mapping(file, "job file")
+    content = read_mapping(file, "job file", _EXPECTED)
     environment = content.get("runtime_env")
     if isinstance(environment, str):
-        content["runtime_env"] = _mapping(file.parent / environment, f"runtime environment of the job file {file},")
+        what = f"runtime environment of the job file {file},"
+        content["runtime_env"] = read_mapping(file.parent / environment, what, _EXPECTED)
     try:
         return JobFile.model_validate(content)
     except ValidationError as error:
@@ -143,18 +145,6 @@ def read_job(file: Path) -> JobFile:
         raise UsageError(
             f"The job file {file} is not as Ray takes it:\n{problems}\nKnown: {', '.join(JobFile.model_fields)}."
         ) from error
-
-
-def _mapping(file: Path, what: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read the {what} {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"The {what} {file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"The {what} {file} holds {content!r}, expected settings by name.")
-    return content
 
 
 def environment_problems(environment: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from m2mkd_ray.errors import UsageError
 from m2mkd_ray.sweeps.space import Parameter, circles
+from m2mkd_ray.yaml_files import read_mapping
 
 MID_TRAINING = ("pbt", "pb2", "pbt_replay", "population")
 """Schedulers that change settings while a stage trains."""
@@ -205,13 +206,7 @@ def from_yaml(file: Path) -> Sweep:
     Raises:
         UsageError: the file is missing, no YAML, or does not fit; lists every problem.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read the sweep file {file}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"The sweep file {file} is not YAML: {error}") from error
-    return validated(content, str(file))
+    return validated(read_mapping(file, "sweep file", "what is varied and what for"), str(file))
 
 
 def to_yaml(sweep: Sweep) -> str:

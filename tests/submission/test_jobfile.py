@@ -89,7 +89,7 @@ def test_the_wheel_carries_the_jobs_and_they_are_found_there(tmp_path):
     shutil.copytree(FOLDER, source / "jobs")
     for file in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
-    for file in ("__init__.py", "errors.py", "submission/jobfile.py"):
+    for file in ("__init__.py", "errors.py", "yaml_files.py", "submission/jobfile.py"):
         (source / "m2mkd_ray" / file).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / "m2mkd_ray" / file, source / "m2mkd_ray" / file)
     (source / "m2mkd_ray" / "submission" / "__init__.py").touch()
