@@ -1,11 +1,12 @@
 """Stages that share a worker: each is committed, fails and is tried again for itself, and is what it is alone."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import toy
+from doubles import Desk
 from toy import Chain, Number, Pace, chain, cohort, expected_state
 
 from m2mkd_ray.execution import (
@@ -32,9 +33,8 @@ from m2mkd_ray.execution import (
     decide,
     execute,
 )
-from m2mkd_ray.execution.feasibility import Node
-from m2mkd_ray.execution.job import Job, here, job
-from m2mkd_ray.execution.reports import Failed, Finished, Report
+from m2mkd_ray.execution.job import here, job
+from m2mkd_ray.execution.reports import Failed, Finished
 from m2mkd_ray.execution.runs import Run
 from m2mkd_ray.execution.seating import Seating
 from m2mkd_ray.execution.worker import run_cohort
@@ -239,44 +239,6 @@ def test_a_cohort_with_room_waits_for_mates_that_are_coming() -> None:
         assert [seat.stages for seat in AsGiven().seats([one], view)] == seats
 
 
-class Desk:
-    """A launcher that runs nothing, and notes what it is given."""
-
-    runs_in_process = False
-
-    def __init__(self) -> None:
-        self.given: list[list[str]] = []
-
-    def submit(
-        self,
-        jobs: Sequence[Job],
-        store: Store,
-        node: str | None = None,
-        resources: Resources | None = None,
-        *,
-        goes_first: bool = False,
-    ) -> None:
-        self.given.append([one.name for one in jobs])
-
-    def poll(self, timeout_s: float) -> list[Report]:
-        return []
-
-    def kill(self, address: str) -> set[str]:
-        return set()
-
-    def recall(self, addresses: Collection[str]) -> set[str]:
-        return set()
-
-    def nodes(self) -> list[Node]:
-        return [Node("here", {"CPU": 1.0})]
-
-    def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
-        return []
-
-    def close(self) -> None:
-        pass
-
-
 def late_mate() -> tuple[dict[str, Run], Run, Run, Run]:
     """All runs; a chain that is ready, one that is not, and what that one needs."""
     one, two = cohort([1, 1])
@@ -286,7 +248,8 @@ def late_mate() -> tuple[dict[str, Run], Run, Run, Run]:
     return runs, *(runs[stage.address] for stage in (plan[1], plan[2], need))
 
 
-def test_only_mates_whose_needs_have_begun_are_waited_for(store: Store) -> None:
+def waiting_for_a_mate(store: Store) -> tuple[Desk, Seating, Run, Run]:
+    """A chain that waits for its mate, whose need has begun: the seats given, who gives them, the chain, the need."""
     runs, ready, _, need = late_mate()
     desk = Desk()
     seating = Seating(runs, store, desk, AsGiven())
@@ -294,6 +257,11 @@ def test_only_mates_whose_needs_have_begun_are_waited_for(store: Store) -> None:
     seating.take_up(need, here())
     seating.fill([ready])
     assert desk.given == [["need"]]
+    return desk, seating, ready, need
+
+
+def test_only_mates_whose_needs_have_begun_are_waited_for(store: Store) -> None:
+    desk, seating, ready, need = waiting_for_a_mate(store)
     need.started = None  # it waits for a worker, perhaps for ever
     seating.change()
     seating.fill([ready])
@@ -313,13 +281,7 @@ def test_one_that_goes_alone_from_now_on_is_not_waited_for(store: Store) -> None
 def test_mates_are_waited_for_no_longer_than_a_minute(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m2mkd_ray.execution.seating.GATHER_S", 0.2)
     monkeypatch.setattr("m2mkd_ray.execution.given.GATHER_S", 0.2)
-    runs, ready, _, need = late_mate()
-    desk = Desk()
-    seating = Seating(runs, store, desk, AsGiven())
-    seating.fill([need])
-    seating.take_up(need, here())
-    seating.fill([ready])
-    assert desk.given == [["need"]]
+    desk, seating, ready, _ = waiting_for_a_mate(store)
     time.sleep(0.25)
     seating.fill([ready])  # nothing has changed but the time
     assert desk.given == [["need"], ["chain-0"]]

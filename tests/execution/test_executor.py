@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy
+from doubles import Desk
 from toy import Chain, Number, Pace, chain, diamond, expected_state, number, slow_chain
 
 from m2mkd_ray.errors import LockedError, RunError, StoreError, TrainingError, UsageError
@@ -36,7 +37,6 @@ from m2mkd_ray.execution import (
     execute,
     plan_status,
 )
-from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.job import Job, here
 from m2mkd_ray.execution.launcher import Finished, Report, Started
 from m2mkd_ray.execution.locks import Locks, owner_of
@@ -338,14 +338,12 @@ def test_a_store_that_fails_too_does_not_hide_the_error(tmp_path: Path, caplog: 
 # Stages that say nothing
 
 
-class Worker:
+class Worker(Desk):
     """A launcher whose only worker runs for as many polls as there are reports, and says what they say."""
 
-    runs_in_process = False
-
     def __init__(self, says: Sequence[tuple[int, int] | None]) -> None:
+        super().__init__()
         self.says = says
-        self.killed: list[str] = []
 
     def submit(
         self,
@@ -369,22 +367,6 @@ class Worker:
             case (int(step), int(total)):
                 self.store.say_progress(self.job.address, Progress(step, total, {}, time.time(), 1, "here"))
         return []
-
-    def kill(self, address: str) -> set[str]:
-        self.killed.append(address)
-        return set()
-
-    def recall(self, addresses: Collection[str]) -> set[str]:
-        return set()
-
-    def nodes(self) -> list[Node]:
-        return [Node("here", {"CPU": 1.0})]
-
-    def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
-        return []
-
-    def close(self) -> None:
-        pass
 
 
 SILENCE = [None] * 20  # 0.2 s at least

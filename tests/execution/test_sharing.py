@@ -15,19 +15,13 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from streamed import FLOATS, Maker, Read, Reader, digest
+from toy import is_alive
 
 from m2mkd_ray.execution.sharing import Hub, Sharing, shared_stream, start_hub
 
 STEP_BYTES = 4 * FLOATS + 8
 SMALL = {"window_bytes": 1, "gather_s": 1.5}
 """A window of two steps, the fewest."""
-
-
-@pytest.fixture(scope="module")
-def short_folder() -> Iterator[str]:
-    """A short path: sockets in it have at most 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +80,6 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that ended and waits for its parent does not)."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
 
 
 def streams(hub: Hub) -> list[Any]:

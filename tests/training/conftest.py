@@ -1,5 +1,6 @@
 """A small training on real images: everything `fit` needs, made anew for each call."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from m2mkd_ray.data import Augmentation, Batches, FeedConfig, find
 from m2mkd_ray.execution import Checkpoints, Store
 from m2mkd_ray.models import create_vit
 from m2mkd_ray.training import Classification, seeded
+
+# What tests of this folder share is a file of its own, which they import by name.
+sys.path.insert(0, str(Path(__file__).parent))
 
 SMALL = Vit(
     name="vit_tiny_patch16_224",

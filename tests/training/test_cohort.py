@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from histories import without_measures
 from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Vit
@@ -19,6 +20,7 @@ from m2mkd_ray.training import (
     Ended,
     Member,
     ModuleDistillation,
+    Point,
     Prefix,
     TeacherHybrid,
     TorchEngine,
@@ -41,9 +43,6 @@ VIT = Vit(
 CONFIG = TrainConfig(epochs=1, lr=1e-2, drop_path=0.4, clip_norm=1.0, validate_every_epochs=0.5)
 NEVER = TrainPlacement(checkpoint_every_s=1e9)
 EVERY_STEP = TrainPlacement(checkpoint_every_s=0, log_every_steps=1)
-MEASURED = {"images_per_s", "data_wait", "train_s", "first_step_at", "peak_memory_gb"}
-MEASURED |= {"decodes", "prefix_calls", "teacher_calls"}
-MEASURED |= {f"{part}_s" for part in ("prefix", "teacher", "student", "suffix")}
 
 
 @dataclass(frozen=True)
@@ -139,15 +138,15 @@ def state_of(member: Member) -> dict[str, Tensor]:
     return {**engine.objective.trainable.state_dict(), **moments}
 
 
-def without_measures(end: Ended) -> list[dict[str, float]]:
+def learned(end: Ended) -> list[Point]:
     assert end.error is None, end.error
     assert end.history is not None
-    return [{name: value for name, value in point.items() if name not in MEASURED} for point in end.history]
+    return without_measures(end.history)
 
 
 def same(one: Ends, place: int, other: Ends, other_place: int = 0) -> bool:
     ours, theirs = one.weights[place], other.weights[other_place]
-    assert without_measures(one.ended[place]) == without_measures(other.ended[other_place])
+    assert learned(one.ended[place]) == learned(other.ended[other_place])
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

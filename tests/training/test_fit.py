@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from histories import without_measures
 
 from m2mkd_ray.data import Batches
 from m2mkd_ray.data.feed import Batch
@@ -19,7 +20,6 @@ from m2mkd_ray.training import Classification, Point, TorchEngine, TrainConfig, 
 TWO_EPOCHS = TrainConfig(epochs=2, lr=1e-2, warmup_epochs=0.5, clip_norm=1.0, validate_every_epochs=0.5)
 EVERY_STEP = TrainPlacement(checkpoint_every_s=0, log_every_steps=1)
 NEVER = TrainPlacement(checkpoint_every_s=1e9)
-CLOCK = {"images_per_s", "data_wait", "train_s", "decodes", "first_step_at", "student_s", "peak_memory_gb"}
 
 
 class Killed(Exception):
@@ -50,10 +50,6 @@ def killed(feed: Batches, at: int) -> Tampered:
 
 def spoilt(feed: Batches, at: int) -> Tampered:
     return Tampered(feed, at, lambda batch: batch._replace(images=batch.images * float("nan")))
-
-
-def without_clock(history: list[Point]) -> list[Point]:
-    return [{name: value for name, value in point.items() if name not in CLOCK} for point in history]
 
 
 @pytest.fixture
@@ -103,7 +99,7 @@ def test_a_training_killed_and_resumed_ends_bit_equal(
             run(classification(), killed(feed, at), EVERY_STEP)
     resumed_history, resumed, _ = run(classification(seed=9), feed, EVERY_STEP)  # its own start must not matter
     assert equal(resumed, weights)
-    assert without_clock(resumed_history) == without_clock(history)
+    assert without_measures(resumed_history) == without_measures(history)
 
 
 def test_killed_before_the_first_checkpoint_a_training_starts_anew(
@@ -173,7 +169,7 @@ def test_validating_changes_nothing_but_the_history(
     seen, weights, _ = run(classification(), feed, name="validated")
     unseen, same, _ = run(classification(), feed, validates=False)
     assert equal(weights, same)
-    assert without_clock(unseen) == [point for point in without_clock(seen) if "loss" in point]
+    assert without_measures(unseen) == [point for point in without_measures(seen) if "loss" in point]
 
 
 def test_the_history_goes_forward_from_step_0_to_the_end(

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from histories import without_measures
 
 from m2mkd_ray.execution import Store
-
-MEASURED = {"images_per_s", "data_wait", "train_s", "first_step_at", "peak_memory_gb"}
-MEASURED |= {"decodes", "prefix_calls", "teacher_calls"}
-MEASURED |= {f"{part}_s" for part in ("prefix", "teacher", "student", "suffix")}
 
 
 def train(folder: Path, world: int, **settings: Any) -> dict[int, Any]:
@@ -38,10 +35,6 @@ def train(folder: Path, world: int, **settings: Any) -> dict[int, Any]:
     assert [process.returncode for process in processes] == [0] * world, "\n".join(said)
     ended: dict[int, Any] = torch.load(folder / "ended-0.pt", weights_only=True)
     return ended
-
-
-def without_measures(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in point.items() if name not in MEASURED} for point in history]
 
 
 def assert_bit_equal(ours: dict[int, Any], theirs: dict[int, Any]) -> None:
