@@ -1,6 +1,5 @@
 """Stages that do nothing for an exact while: calibrated work for the scheduling benchmark."""
 
-import tempfile
 import time
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def nap(config: Nap, context: StageContext) -> Metrics:
         slept = min(config.seconds, slept + machine.checkpoint_every_s * speed)
         time.sleep(max(0.0, began + slept / speed - time.monotonic()))
         if slept < config.seconds:
-            files = Path(tempfile.mkdtemp())
+            files = context.checkpoints.scratch()
             (files / "slept").write_text(str(slept))
             context.checkpoints.save(round(slept * 1e3), files)
     return {"slept": slept}

@@ -53,10 +53,13 @@ class StoreCheckpoints:
             )
         return None
 
+    def scratch(self) -> Path:
+        """See `Checkpoints`."""
+        return self._folders.scratch(os.path.dirname(self._path))
+
     def save(self, step: int, files: Path) -> None:
         """Keep the folder `files` (it is moved) as the checkpoint of `step`; all but two go."""
-        name = f"{step:012d}"
-        prepared = self._folders.scratch(os.path.dirname(self._path))
+        name, prepared = f"{step:012d}", self.scratch()
         shutil.copytree(files, prepared, dirs_exist_ok=True, copy_function=shutil.move)
         shutil.rmtree(files)  # its folders, empty by now
         listing = {file: digest.as_json() for file, digest in digests(prepared, skip=[_MANIFEST]).items()}

@@ -22,6 +22,10 @@ class Checkpoints(Protocol):
     def latest(self) -> tuple[int, Path] | None:
         """The newest whole checkpoint as (step, local folder to read), or None."""
 
+    def scratch(self) -> Path:
+        """A new empty local folder for the files of the next checkpoint; what a killed process left in one is removed
+        when its stage is started again."""
+
     def save(self, step: int, files: Path) -> None:
         """Keep the folder `files` (moved or copied) as the checkpoint of `step`; older ones go."""
 

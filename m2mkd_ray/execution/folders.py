@@ -63,6 +63,9 @@ class Folders(Protocol):
     def scratch(self, path: str) -> Path:
         """A new empty local folder, from which putting something at `path` is cheap."""
 
+    def forget_scratch(self, path: str) -> None:
+        """Delete all such folders of `path` that this node has."""
+
     def where(self, path: str) -> str:
         """A path or URI that other libraries understand."""
 
@@ -195,6 +198,11 @@ class LocalFolders:
         folder = parent / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex[:8]}"  # mkdtemp's would be for this user only
         folder.mkdir()
         return folder
+
+    def forget_scratch(self, path: str) -> None:
+        """See `Folders`."""
+        for folder in (self.root / path).glob(f"{_SCRATCH_PREFIX}*"):
+            shutil.rmtree(folder, ignore_errors=True)  # another worker may be as fast
 
     def where(self, path: str) -> str:
         """See `Folders`."""
@@ -339,8 +347,13 @@ class RemoteFolders:
 
     def scratch(self, path: str) -> Path:
         """See `Folders`."""
-        self.cache.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=self.cache))
+        parent = self.cache / "scratch" / path
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=parent))
+
+    def forget_scratch(self, path: str) -> None:
+        """See `Folders`."""
+        shutil.rmtree(self.cache / "scratch" / path, ignore_errors=True)  # another worker may be as fast
 
     def where(self, path: str) -> str:
         """See `Folders`."""

@@ -75,7 +75,6 @@ class Seating:
         seated = Seated(seat)
         for stage in seat.stages:
             self._runs[stage.address].sit(seated, self._store.progress(stage.address))
-            self._store.forget_scratch(stage.address)
         # What was begun had its turn before what still waits; at the end of the queue it would end the run late.
         has_begun = any(self._runs[stage.address].has_begun for stage in seat.stages)
         jobs = [job(stage) for stage in seat.stages]

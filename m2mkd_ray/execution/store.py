@@ -305,10 +305,8 @@ class Store:
         logger.warning("Artifact %s is spoilt (%s); moved to %s/%s and made anew", address, reason, self.root, target)
 
     def forget_scratch(self, address: str) -> None:
-        """Delete what dead workers left half-prepared; checkpoints stay."""
-        for entry in self.folders.names(partial(address)):
-            if entry.startswith("out-"):
-                self.folders.delete(f"{partial(address)}/{entry}")
+        """Delete what dead workers left half-prepared, as far as this node sees it; checkpoints stay."""
+        self.folders.forget_scratch(partial(address))
 
     def forget_unfinished(self, address: str) -> None:
         """Delete the unfinished work of a complete artifact, left by a kill between the last two lines of a commit."""

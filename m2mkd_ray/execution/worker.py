@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -117,7 +116,7 @@ class WorkerContext:
 
 
 def _context_elsewhere(job: Job, store: Store) -> StageContext:
-    out = Path(tempfile.mkdtemp(prefix="elsewhere-"))
+    out = store.scratch(job.address)
     context = WorkerContext(job, store, out, may_leave=False)
     weakref.finalize(context, shutil.rmtree, out, ignore_errors=True)  # at the process's end at the latest
     return context
@@ -257,6 +256,7 @@ class _Attempt:
         self.job, self._store, self._where = job, store, where
         self._started, self._clock, self._cpu_clock = now(), time.perf_counter(), time.process_time()
         self._attempts = _begin_attempt(job, store, where, self._started)
+        store.forget_scratch(job.address)  # of an attempt that was killed
         self._out = store.scratch(job.address)
         try:
             self.context = WorkerContext(job, store, self._out, around)

@@ -8,9 +8,7 @@ Train to `context.durable`, the result comes back in the last checkpoint. With
 
 import json
 import logging
-import shutil
 import time
-from pathlib import Path
 
 from pyarrow import fs
 from safetensors.torch import load_file, save
@@ -73,10 +71,11 @@ def _train_on_ranks(
         )
     if result.checkpoint is None:
         raise TrainingError("Ray Train ended without a checkpoint, so there is no trained student. See its log above.")
-    with result.checkpoint.as_directory() as folder:
-        for name in (WEIGHTS, HISTORY):
-            shutil.copyfile(Path(folder) / name, context.out / name)
-        metrics: Metrics = json.loads((Path(folder) / METRICS).read_text())
+    files, folder = result.checkpoint.filesystem, result.checkpoint.path
+    for name in (WEIGHTS, HISTORY):
+        fs.copy_files(f"{folder}/{name}", str(context.out / name), files, fs.LocalFileSystem())
+    with files.open_input_stream(f"{folder}/{METRICS}") as stream:
+        metrics: Metrics = json.loads(stream.read())
     return metrics
 
 

@@ -9,9 +9,9 @@ was killed goes on after the last whole part.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +25,7 @@ from m2mkd_ray.data import Batch, FeedConfig
 from m2mkd_ray.data.logits import LogitsAbout, LogitsFormat, LogitsWriter, join
 from m2mkd_ray.execution.cohort import Left, Member, alone
 from m2mkd_ray.execution.context import StageContext
+from m2mkd_ray.execution.scratch import own_folder
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.stages.pair import LOGITS, Frozen
 from m2mkd_ray.stages.parts import feed_of, files_of
@@ -55,11 +56,12 @@ def run(config: LogitsConfig, context: StageContext) -> Metrics:
 
 def together(members: Sequence[Member]) -> Iterator[Left]:
     """Write the logits of several pairs' teachers, batch by batch. They read the same batches, meta and split."""
-    with tempfile.TemporaryDirectory(prefix="logits-") as scratch:
-        yield from _together(members, Path(scratch))
+    with ExitStack() as stack:
+        local = [stack.enter_context(own_folder(member.context.durable, "logits")) for member in members]
+        yield from _together(members, local)
 
 
-def _together(members: Sequence[Member], scratch: Path) -> Iterator[Left]:
+def _together(members: Sequence[Member], local: Sequence[Path]) -> Iterator[Left]:
     config: LogitsConfig = members[0].config
     context = members[0].context
     placement, device = cast(TrainPlacement, context.placement), local_device()
@@ -72,7 +74,7 @@ def _together(members: Sequence[Member], scratch: Path) -> Iterator[Left]:
             hybrid = frozen.hybrid(member.config.index, member.context)
             hybrid.to(device)
             hybrid.set_precision(config.precision)
-            living[place] = _Book(member, hybrid, steps, scratch / str(place))
+            living[place] = _Book(member, hybrid, steps, local[place])
         except Exception as error:
             yield Left(place, error=error)
     frozen.prefix.to(device)
@@ -116,7 +118,6 @@ class _Book:
         self._each = max(1, _PART_IMAGES // config.feed.batch_size)
         """Steps of a part."""
         self._local = local
-        local.mkdir()
         self._errors: list[tuple[int, dict[str, float]]] = []
         """Steps of each part, and what its format loses."""
         self._parts = self._kept()

@@ -209,6 +209,10 @@ class Onlooker:
         """The newest checkpoint of the first rank."""
         return self.context.checkpoints.latest()
 
+    def scratch(self) -> Path:
+        """See `Checkpoints`."""
+        return self.context.checkpoints.scratch()
+
     def save(self, step: int, files: Path) -> None:
         """Drop the folder, which is empty: the first rank's has everything."""
         shutil.rmtree(files)

@@ -22,6 +22,7 @@ from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data import Batches, find
 from m2mkd_ray.errors import ArtifactError, UsageError
 from m2mkd_ray.execution.digests import digests, from_json, wrong_contents
+from m2mkd_ray.execution.scratch import own_folder
 from m2mkd_ray.stages.group import Group, has_notice, tell_errors
 from m2mkd_ray.stages.parts import (
     HISTORY,
@@ -112,14 +113,23 @@ def _train(job: RankJob) -> None:
     import ray.train.torch
     import torch
 
-    config, placement, training = job.config, job.placement, job.config.training
+    placement = job.placement
     torch.set_num_threads(max(1, round(placement.cpus_per_worker)))
     if placement.gpus_per_worker:
         # Before anything is put on a device: ranks see all GPUs of their node, and the first is the current one.
         torch.cuda.set_device(ray.train.torch.get_device())
     of_train = ray.train.get_context()
     rank, world = of_train.get_world_rank(), of_train.get_world_size()
-    session = RankSession(job, rank, Ranks(world, placement.deepspeed.zero_stage, time.time()))
+    ranks = Ranks(world, placement.deepspeed.zero_stage, time.time())
+    with own_folder(job.durable, f"rank-{rank}") as folder:
+        _train_with(RankSession(job, rank, ranks, folder))
+
+
+def _train_with(session: "RankSession") -> None:
+    import ray
+
+    job, rank, world = session.job, session.rank, session.ranks.num_workers
+    config, placement, training = job.config, job.placement, job.config.training
     ended = session.latest()
     if ended is not None and (ended[1] / WEIGHTS).exists():  # killed between the last report and its commit
         return session.save(*ended)
@@ -138,7 +148,7 @@ def _train(job: RankJob) -> None:
     validate = validator(model, training, placement, engine.device) if rank == 0 else None
     follow = validate if training.train.validate_every_epochs is not None else None
     history = fit(feed, engine, training.train, placement, session, seed=training.seed, validate=follow)
-    files = Path(tempfile.mkdtemp(prefix="trained-"))
+    files = session.scratch()
     if validate is not None:
         save_weights(model, files / WEIGHTS)
         (files / HISTORY).write_text(json.dumps(history))
@@ -150,14 +160,13 @@ def _train(job: RankJob) -> None:
         }
         (files / METRICS).write_text(json.dumps(metrics))
     session.save(training.train.total_steps(feed.steps_per_epoch), files)
-    session.forget()
 
 
 class RankSession:
-    """What `fit` needs, from Ray Train."""
+    """What `fit` needs, from Ray Train. What is on its way to or from Ray is in `folder`, on this node's disk."""
 
-    def __init__(self, job: RankJob, rank: int, ranks: Ranks) -> None:
-        self.job, self.rank, self.ranks = job, rank, ranks
+    def __init__(self, job: RankJob, rank: int, ranks: Ranks, folder: Path) -> None:
+        self.job, self.rank, self.ranks, self.folder = job, rank, ranks, folder
         self.downloaded: Path | None = None
 
     @property
@@ -178,9 +187,13 @@ class RankSession:
         if checkpoint is None:
             return None
         if self.downloaded is None:
-            self.downloaded = Path(checkpoint.to_directory(tempfile.mkdtemp(prefix="ranks-")))
+            self.downloaded = Path(checkpoint.to_directory(self.scratch()))
             self._check(self.downloaded)
         return self._state(self.downloaded)["step"], self.downloaded
+
+    def scratch(self) -> Path:
+        """See `Checkpoints`."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
 
     def save(self, step: int, files: Path) -> None:
         """Hand this rank's files to Ray Train, which merges those of all ranks; a barrier."""
@@ -202,11 +215,6 @@ class RankSession:
         """Tell the stage, from rank 0 only."""
         if self.rank == 0:
             self.job.relay.put.remote(step, total_steps, dict(metrics), tuple(landmarks))
-
-    def forget(self) -> None:
-        """Remove the checkpoint that was downloaded."""
-        if self.downloaded is not None and self.downloaded.exists():
-            shutil.rmtree(self.downloaded)
 
     def _check(self, folder: Path) -> None:
         written = self._state(folder)

@@ -7,7 +7,6 @@ in mid-write leaves no harm, because sessions keep checkpoints whole or not at a
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +55,7 @@ class Saver:
             self._thread.shutdown()
 
     def _write(self, step: int, write: Callable[[Path], None], history: str | None) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        folder = self._checkpoints.scratch()
         write(folder)
         if history is not None:
             (folder / HISTORY).write_text(history)

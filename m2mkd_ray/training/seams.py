@@ -42,6 +42,9 @@ class Checkpoints(Protocol):
     def latest(self) -> tuple[int, Path] | None:
         """The newest whole checkpoint as (step, folder), or None."""
 
+    def scratch(self) -> Path:
+        """A new empty folder for the files of the next checkpoint. Whoever keeps them cleans up after a kill."""
+
     def save(self, step: int, files: Path) -> None:
         """Keep `files` as the checkpoint of `step`.
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -78,7 +77,7 @@ def link(config: Chain, context: StageContext) -> Generator[int, None, Metrics]:
         note(context, f"step {step}")
         state = hashlib.sha256(state.encode()).hexdigest()
         step += 1
-        files = Path(tempfile.mkdtemp())
+        files = context.checkpoints.scratch()
         (files / "state").write_text(state)
         context.checkpoints.save(step, files)
         context.report(step, config.steps, {"loss": 1 / step}, [{"step": float(done + 1)} for done in range(step)])

@@ -87,9 +87,13 @@ saver.wait()
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_in_mid_write_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED_IN_MID_WRITE, str(tmp_path)], env={**os.environ}, check=False)
+    (tmp_path / "tmp").mkdir()
+    store, environment = Store(str(tmp_path / "store")), {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", KILLED_IN_MID_WRITE, store.root]
+    done = subprocess.run(command, env=environment, check=False)
     assert done.returncode == 9
-    found = Store(str(tmp_path)).checkpoints(ADDRESS).latest()
+    assert list((tmp_path / "tmp").rglob("state.pt")) == [], "what is cut lies where it is removed with its stage"
+    found = store.checkpoints(ADDRESS).latest()
     assert found is not None
     assert found[0] == 1
     assert (found[1] / "state.pt").read_text() == "whole"

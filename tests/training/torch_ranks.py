@@ -72,6 +72,9 @@ class OneRankKeeps:
     def latest(self) -> tuple[int, Path] | None:
         return None if self.is_blind else self.kept.latest()
 
+    def scratch(self) -> Path:
+        return self.kept.scratch()
+
     def save(self, step: int, files: Path) -> None:
         if self.rank == 0:
             self.kept.save(step, files)
