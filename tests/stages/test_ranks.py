@@ -27,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def session(num_workers: int = 2, zero_stage: int = 1) -> RankSession:
-    return RankSession(JOB, 0, Ranks(num_workers, zero_stage, began_at=456.0))
+    return RankSession(JOB, 0, Ranks(num_workers, zero_stage, began_at=456.0), folder=Path("unused"))
 
 
 def test_the_same_ranks_go_on_and_remember_when_the_first_began(checkpoint: Path) -> None:
