@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STORE ?= runs
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-# One thread a process: tests and Ray workers share the cores. No usage statistics from tests.
-TEST := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest
+# One thread a process: tests and Ray workers share the cores. No usage statistics from tests. Groups of tests may run
+# side by side (make -j): each Ray has ports and folders of its own. So each says which one it is.
+TEST = @echo "== make $@"; OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest
+# A target a file of tests/chaos; `test-chaos-elsewhere` are those beside the tests of what they kill.
+CHAOS := $(patsubst tests/chaos/test_%.py,test-chaos-%,$(wildcard tests/chaos/test_*.py))
 
 # The Python that makes .venv: python3.11 (the tested one), else one that is newer.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -14,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && command -v $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types test-ray test-slow test-chaos bench clean distclean
+.PHONY: help install demo test check lint types test-ray test-slow test-chaos $(CHAOS) test-chaos-elsewhere bench clean distclean
 
 help:  ## this list
 	@echo "m2mkd_ray: module-to-module knowledge distillation on Ray and DeepSpeed"
@@ -41,7 +44,7 @@ $(INSTALLED): setup.cfg constraints.txt
 demo: $(INSTALLED)  ## the whole flow on real images: data to report, on this machine
 	$(BIN)/m2mkd run demo --store $(STORE)
 
-test: $(INSTALLED)  ## the default tests (four to five minutes; no Ray, no network)
+test: $(INSTALLED)  ## the default tests (three to four minutes; no Ray, no network)
 	$(TEST)
 
 check: lint types test  ## what every commit passes: lint, types, test
@@ -59,8 +62,13 @@ test-ray: $(INSTALLED)  ## tests on a local Ray (eleven minutes)
 test-slow: $(INSTALLED)  ## the longer tests
 	$(TEST) -m "slow and not chaos and not gpu"
 
-test-chaos: $(INSTALLED)  ## tests that kill workers, drivers and nodes in mid-run (twenty minutes)
-	$(TEST) -m "chaos and not gpu"
+test-chaos: $(CHAOS) test-chaos-elsewhere  ## tests that kill workers, drivers and nodes in mid-run (twenty minutes, with -j2 ten)
+
+test-chaos-elsewhere: $(INSTALLED)
+	$(TEST) -m "chaos and not gpu" --ignore=tests/chaos
+
+$(CHAOS): test-chaos-%: $(INSTALLED)
+	$(TEST) -m "chaos and not gpu" tests/chaos/test_$*.py
 
 bench: $(INSTALLED)  ## the measurements of benchmarks/, one after the other
 	@set -e; for file in benchmarks/[!_]*.py; do name=$$(basename $$file .py); echo "== $$name"; \
