@@ -19,6 +19,13 @@ from m2mkd_ray.pipeline import plan
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
+QUICK_RANKS = (
+    "finetune.epochs=12",
+    "finetune.validate_every_epochs=null",
+    "placement.finetune.checkpoint_every_s=0",
+)
+"""Thirty checkpoints in sixty steps: time enough to kill a rank after one, on any machine."""
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
@@ -84,7 +91,7 @@ def test_a_killed_driver_started_again_runs_only_the_rest(undisturbed: Store, tm
 
 def test_a_killed_rank_of_the_fine_tuning_goes_on_from_its_checkpoint(launcher: RayLauncher, tmp_path: Path) -> None:
     """Ray Train starts the ranks again; DeepSpeed's shards and the weights come back bit for bit."""
-    recipe = small_demo("start=scratch")
+    recipe = small_demo("start=scratch", *QUICK_RANKS)
     whole, broken = Store(str(tmp_path / "whole")), Store(str(tmp_path / "broken"))
     execute(plan(recipe), whole, launcher, until=["finetune"]).raise_for_failures()
     (stage,) = (stage for stage in plan(recipe) if stage.name == "finetune")

@@ -82,5 +82,6 @@ class Reader:
         """The last step that was read."""
         return self.step
 
-    def pid(self) -> int:
-        return os.getpid()
+    def start_anew(self) -> None:
+        """Nothing was read."""
+        self.step = -1

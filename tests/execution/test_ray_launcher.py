@@ -210,7 +210,7 @@ def driver(
     command = [sys.executable, "-c", DRIVER, store.root, str(journal), f"{short_folder}/own", "200"]
     process = subprocess.Popen(command, env=environment)
     address = slow_chain(journal, steps=200).address
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (
         (progress := store.progress(address)) is None
         or progress.step < 3
@@ -237,7 +237,7 @@ def test_a_driver_that_is_ended_leaves_no_worker_and_a_store_to_go_on_with(
     journal = tmp_path / "journal"
     process, worker = driver(store, journal, environment, short_folder)
     os.kill(process.pid, number_)
-    assert process.wait(timeout=30) == exit_code
+    assert process.wait(timeout=120) == exit_code
     wait_until_gone(worker)
     assert (store.folders.names(".locks") == []) == (number_ is signal.SIGINT)
     before = len(journal.read_text().splitlines())
@@ -274,7 +274,7 @@ def test_a_port_that_something_else_has_taken_is_told_from_ray(
 @pytest.mark.ray
 def test_a_cluster_that_does_not_answer_is_an_error(environment: dict[str, str]) -> None:
     code = "from m2mkd_ray.execution.ray_launcher import RayLauncher; RayLauncher('127.0.0.1:1')"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert f"{ClusterError.__module__}.ClusterError: Connecting to a cluster: no Ray answers" in done.stderr
 

