@@ -20,11 +20,11 @@ from m2mkd_ray.pipeline import plan
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
 QUICK_RANKS = (
-    "finetune.epochs=12",
+    "finetune.epochs=16",
     "finetune.validate_every_epochs=null",
-    "placement.finetune.checkpoint_every_s=0",
+    "placement.finetune.checkpoint_every_s=0.5",
 )
-"""Thirty checkpoints in sixty steps: time enough to kill a rank after one, on any machine."""
+"""A checkpoint soon, after which there is time enough to kill a rank, and nothing else that takes long."""
 
 
 @pytest.fixture(scope="module")
