@@ -1,6 +1,7 @@
-"""One rank of a torch engine on CPUs, run by `test_ranks.py`: FOLDER SETTINGS (JSON).
+"""One rank of a torch engine on CPUs, run by `test_ranks.py`: FOLDER TRAININGS (JSON: a list of name, settings).
 
-Trains the two pairs of a V-MoE in a cohort and writes `ended-RANK.pt`: weights, history or the error of each.
+Each training is of the two pairs of a V-MoE in a cohort, in FOLDER/NAME, where it writes `ended-RANK.pt`: weights,
+history or the error of each pair. They are in one process as it takes longer to start than all of them.
 Where WORLD_SIZE is 1 there is no process group.
 """
 
@@ -136,6 +137,7 @@ def train(
     spoilt: bool = False,
     blind: bool = False,
 ) -> None:
+    folder.mkdir(exist_ok=True)
     feed: Any = Batches(FEED, find("fashion-mnist-small"), rank, world)
     made = members(folder, rank, precision)
     if spoilt and rank == world - 1:
@@ -159,12 +161,13 @@ def train(
 
 
 def main() -> None:
-    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    folder, trainings = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    train(folder, rank, world, **settings)
+    for name, settings in trainings:
+        train(folder / name, rank, world, **settings)
     (folder / f"left-{rank}").touch()
     deadline = time.monotonic() + 120
     while not all((folder / f"left-{other}").exists() for other in range(world)):  # gloo aborts a rank left behind
