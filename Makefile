@@ -6,8 +6,10 @@ INSTALLED := $(VENV)/.installed
 STORE ?= runs
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # One thread a process: tests and Ray workers share the cores. No usage statistics from tests. Groups of tests may run
-# side by side (make -j): each Ray has ports and folders of its own. So each says which one it is.
-TEST = @echo "== make $@"; OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest
+# side by side (make -j): each Ray has ports and folders of its own. So each says which one it is, and Ray's workers do
+# not give way to the others (Ray starts them with niceness 15).
+TEST = @echo "== make $@"; \
+	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 $(BIN)/python -m pytest
 # A target a file of tests/chaos; `test-chaos-elsewhere` are those beside the tests of what they kill.
 CHAOS := $(patsubst tests/chaos/test_%.py,test-chaos-%,$(wildcard tests/chaos/test_*.py))
 
