@@ -1,8 +1,8 @@
-"""Batches for training and for evaluation.
+"""Batches for training.
 
 B = images, C = 3, H = W = img_size, K = classes.
 
-A training batch is a pure function of (seed, step): not of the number of ranks or
+A batch is a pure function of (seed, step): not of the number of ranks or
 loader workers, nor of where a run was killed and went on. So that this costs no
 memory and no seeking, rows are not permuted as a whole. Row groups are dealt to
 *lanes* (l, l + lanes, ...). A lane is an endless stream: in each of its epochs its
@@ -18,8 +18,6 @@ have to read all that came before).
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +27,11 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from m2mkd_ray.data import corruptions
 from m2mkd_ray.data.augment import (
     Augmentation,
     eval_transform,
     light,
     mix,
-    normalize,
     recolored,
     reseed,
     seeded,
@@ -75,15 +71,6 @@ class LaneRows(NamedTuple):
     """int64 (n,), numbers of the rows."""
     epochs: np.ndarray
     """int64 (n,), the lane's epoch that each is in."""
-    images: np.ndarray | list[bytes]
-    """uint8 (n, H, W, C), or encoded."""
-
-
-class EvalRows(NamedTuple):
-    """What a batch for evaluation is made from."""
-
-    chosen: np.ndarray
-    """int64 (n,), places among the rows that are evaluated."""
     images: np.ndarray | list[bytes]
     """uint8 (n, H, W, C), or encoded."""
 
@@ -191,7 +178,7 @@ class Batches(Dataset[Batch]):
         return step if views is None else step % (views * self.steps_per_epoch)
 
     def arrays(self, step: int) -> tuple[np.ndarray, ...]:
-        """`batches[step]` as arrays, for `from_arrays`."""
+        """`batches[step]` as arrays, for `shared.from_arrays`."""
         return tuple(tensor.numpy() for tensor in self[step])
 
     def read(self, step: int) -> list[LaneRows]:
@@ -241,7 +228,7 @@ class Batches(Dataset[Batch]):
                 images = torch.stack([self._sample(read.lane, *sample) for sample in samples])
                 reseed(*words)
             else:
-                images = light(_as_pixels(read.images, read.rows, self._pixels), config.augmentation, rng)
+                images = light(self._pixels.of(read.rows, read.images), config.augmentation, rng)
             mixed = mix(images, labels, config.augmentation, self._num_classes)
         rows = torch.from_numpy(read.rows)
         partners = rows if mixed.lam == 1 else rows.flip(0)
@@ -255,121 +242,6 @@ class Batches(Dataset[Batch]):
         if self.config.augmentation.recolor:
             image = _recolored(image, words)
         return self._transform(image)
-
-
-class EvalBatches(Dataset[tuple[Tensor, Tensor]]):
-    """A split in order, for evaluation: iterates (images float32 (B, 3, H, W), labels int64 (B,))."""
-
-    def __init__(
-        self,
-        folder: DatasetFolder,
-        split: str,
-        *,
-        img_size: int,
-        batch_size: int,
-        augmentation: Augmentation,
-        corruption: tuple[str, int, int] | None = None,
-        max_rows: int | None = None,
-    ) -> None:
-        """
-        Args:
-            augmentation: of the training; resize, crop and normalisation are its.
-            corruption: name, severity 1 to 5, and seed: spoil every image, resized and cropped, by that.
-            max_rows: at most this many rows, drawn class by class in turns (the same for the same number).
-
-        Raises:
-            DataError: the data set has no such split.
-            UsageError: there is no such corruption or severity.
-        """
-        if corruption is not None:
-            corruptions.check(*corruption[:2])
-        self._batch_size, self._augmentation, self._corruption = batch_size, augmentation, corruption
-        self._rows = rows = folder.rows(split)
-        self._used = np.arange(len(rows)) if max_rows is None else balanced(rows.labels, max_rows, seed=0)
-        self.labels = rows.labels[self._used]
-        """int64 (num_rows,)."""
-        self._pixels = Pixels(rows, img_size, eval_transform(img_size, augmentation), self._used, name=split)
-
-    @property
-    def num_rows(self) -> int:
-        """Images that are evaluated."""
-        return len(self._used)
-
-    def __len__(self) -> int:
-        """Batches; the last may be smaller."""
-        return -(-self.num_rows // self._batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, batch: int) -> tuple[Tensor, Tensor]:
-        return self.made(self.read(batch))
-
-    def read(self, batch: int) -> EvalRows:
-        """The first half of `batches[batch]`: its rows."""
-        return self._read(np.arange(self.num_rows)[batch * self._batch_size :][: self._batch_size])
-
-    def made(self, read: EvalRows) -> tuple[Tensor, Tensor]:
-        """The second half: images and labels; reads nothing."""
-        return normalize(self._pictures(read), self._augmentation), torch.from_numpy(self.labels[read.chosen])
-
-    def reader(self) -> "EvalBatches":
-        """A copy that may read in another thread."""
-        other = copy.copy(self)
-        other._rows = copy.copy(self._rows)  # without its cache
-        return other
-
-    def loader(
-        self, *, num_workers: int = 0, pin_memory: bool = False, prefetch_factor: int = 2
-    ) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The same batches, made ahead by `num_workers` processes.
-
-        A small split is decoded once and kept, so this process makes its batches sooner than workers would start.
-        """
-        num_workers = 0 if self._pixels.are_kept else num_workers
-        return load(self, range(len(self)), num_workers, pin_memory, prefetch_factor)
-
-    def picture(self, number: int) -> np.ndarray:
-        """Image `number` (of `num_rows`) as the model sees it, before normalisation: uint8 (H, W, 3)."""
-        pixels = self._pictures(self._read(np.array([number])))[0]
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
-
-    def _read(self, chosen: np.ndarray) -> EvalRows:
-        rows = self._used[chosen]
-        return EvalRows(chosen, self._pixels(rows) if self._pixels.are_kept else self._rows.read(rows))
-
-    def _pictures(self, read: EvalRows) -> np.ndarray:
-        rows = self._used[read.chosen]
-        pixels = _as_pixels(read.images, rows, self._pixels)
-        if self._corruption is None:
-            return pixels
-        name, severity, seed = self._corruption
-        seeds = [np.random.SeedSequence([seed, row]).generate_state(1).item() for row in rows.tolist()]
-        spoil = partial(corruptions.corrupt, name=name, severity=severity)
-        return np.stack([spoil(image, seed=own) for image, own in zip(pixels, seeds)])
-
-
-def from_arrays(arrays: Sequence[np.ndarray]) -> Batch:
-    """The batch of `Batches.arrays`, on the same memory; it must not be changed where that is read only."""
-    return Batch(*(_tensor(array) for array in arrays))
-
-
-class _Memory:
-    """An array's memory for NumPy, as one that may be written: torch has no tensors that may not, and warns."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-        interface = array.__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Memory(array)))
-
-
-def _as_pixels(images: np.ndarray | list[bytes], rows: np.ndarray, pixels: Pixels) -> np.ndarray:
-    """uint8 (n, H, W, C) of rows that were read."""
-    return images if isinstance(images, np.ndarray) else pixels.decoded(rows, images)
 
 
 def _recolored(image: Image.Image, words: tuple[int, ...]) -> Image.Image:

@@ -110,6 +110,10 @@ class Pixels:
         """Rows that were read already, as uint8 (len(indices), H, W, 3): `images` are theirs, encoded."""
         return _in_colour(self._each(indices, images))
 
+    def of(self, indices: np.ndarray, images: np.ndarray | Sequence[bytes]) -> np.ndarray:
+        """uint8 (len(indices), H, W, C) of rows that were read: `images` are pixels already, or encoded."""
+        return images if isinstance(images, np.ndarray) else self.decoded(indices, images)
+
     def _each(self, indices: Sequence[int] | np.ndarray, images: Sequence[bytes]) -> list[np.ndarray]:
         arrays = [
             self._transform(decode(image, f"Row {index} of split {self._name}")).permute(1, 2, 0).numpy()

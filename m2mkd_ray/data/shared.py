@@ -6,14 +6,16 @@ what travels, because processes can map them without a copy.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from m2mkd_ray.data.feed import Batch, Batches, FeedConfig, from_arrays
+from m2mkd_ray.data.feed import Batch, Batches, FeedConfig
 from m2mkd_ray.data.index import DatasetFolder
 
 Arrays = tuple[np.ndarray, ...]
@@ -112,3 +114,21 @@ def stream_key(config: FeedConfig, folder: DatasetFolder, rank: int = 0, world: 
     """Twelve hex digits that stand for a rank's batches."""
     decides = [config.model_dump(mode="json"), folder.index.fingerprint, rank, world]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def from_arrays(arrays: Sequence[np.ndarray]) -> Batch:
+    """The batch of `Batches.arrays`, on the same memory; it must not be changed where that is read only."""
+    return Batch(*(_tensor(array) for array in arrays))
+
+
+class _Memory:
+    """An array's memory for NumPy, as one that may be written: torch has no tensors that may not, and warns."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Memory(array)))
