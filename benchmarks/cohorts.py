@@ -12,6 +12,8 @@ the weights at the end are the same bits is checked. Nobody shares batches acros
              500 x 375 with the paper's augmentation
     compute  eight trials of one pair of it, on images that are decoded once: temperature, alpha, learning rate vary
     loader   eight trials of a pair of tiny models, on those JPEGs: reading and augmenting is nearly all
+    tiny_imagenet  the same on Tiny-ImageNet's own JPEGs of 64 x 64, at 64 pixels; four times as many images. Only with
+             --tiny-imagenet FOLDER: its unpacked archive, or Parquet files of it as on the Hugging Face Hub
 
 `--only` chooses; `--index` is the pair of the trials.
 """
@@ -29,7 +31,7 @@ from rich.table import Table
 
 from benchmarks._run import parser, write
 from benchmarks.decodes import jpegs
-from m2mkd_ray.data import IMAGENET
+from m2mkd_ray.data import IMAGENET, guess_importer, import_data
 from m2mkd_ray.execution.executor import execute
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.execution.stage import Stage
@@ -50,6 +52,10 @@ TINY = (
     f"blueprint.teacher={{name: vit_tiny_patch16_224, {SIZE}, patch_size: 56, width: 64, depth: 12, num_heads: 4}}",
     "blueprint.student.vit={name: vit_tiny_patch16_224, img_size: 224, num_classes: 10, patch_size: 56, width: 48,"
     " depth: 8, num_heads: 4}",
+)
+TINY_IMAGENET = tuple(
+    setting.replace(SIZE, "img_size: 64, num_classes: 200").replace("patch_size: 56", "patch_size: 16")
+    for setting in TINY
 )
 SHORT = (
     "data.lanes=1",
@@ -75,12 +81,14 @@ class Kind:
     batch_size: int
     trials: bool
     """Eight trials of one pair; else every pair once."""
+    dataset: str = "fashion-jpeg"
 
 
 KINDS = {
     "pairs": Kind((*EIGHTH, PAPERS), epochs=1, batch_size=16, trials=False),
     "compute": Kind((*EIGHTH, LIGHT), epochs=2, batch_size=16, trials=True),
     "loader": Kind((*TINY, PAPERS), epochs=3, batch_size=64, trials=True),
+    "tiny_imagenet": Kind((*TINY_IMAGENET, PAPERS), epochs=3, batch_size=64, trials=True, dataset="tiny-imagenet"),
 }
 
 
@@ -89,13 +97,22 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rows", type=int, default=320, help="images (default: 320)")
     options.add_argument("--repeats", type=int, default=2, help="default: 2")
-    options.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    options.add_argument("--only", nargs="+", choices=KINDS, help="default: all that there are images for")
+    options.add_argument("--tiny-imagenet", type=Path, metavar="FOLDER", help="Tiny-ImageNet, as it is got")
     options.add_argument("--index", type=int, default=2, help="pair of which there are trials (default: 2)")
     arguments = options.parse_args()
+    source: Path | None = arguments.tiny_imagenet
+    chosen = arguments.only or [name for name in KINDS if name != "tiny_imagenet" or source is not None]
+    if "tiny_imagenet" in chosen and source is None:
+        options.error("--only tiny_imagenet reads Tiny-ImageNet's own images: say where they are by --tiny-imagenet")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="m2-") as folder:
         jpegs(Path(folder), arguments.rows)
-        for name in arguments.only:
+        if source is not None:
+            data = Path(folder) / "data"
+            kind, images = guess_importer(source), 4 * arguments.rows
+            import_data(kind, source, "tiny-imagenet", data, rows_per_group=64, limit=images)
+        for name in chosen:
             results[name] = measured(name, Path(folder), arguments.settings, arguments.repeats, arguments.index)
     table = Table("work", "apart, CPU s", "together, CPU s", "ratio", "of each repeat", "ratio with start")
     for name, found in results.items():
@@ -117,7 +134,7 @@ def main() -> None:
 def measured(name: str, folder: Path, settings: Sequence[str], repeats: int, index: int) -> dict[str, Any]:
     """Both ways, in turns."""
     kind, apart, together = KINDS[name], [], []
-    common = [*SHORT, *kind.settings, "data.dataset=fashion-jpeg", f"placement.data_root={folder / 'data'}"]
+    common = [*SHORT, *kind.settings, f"data.dataset={kind.dataset}", f"placement.data_root={folder / 'data'}"]
     common += [
         f"pairs={{epochs: {kind.epochs}, batch_size: {kind.batch_size}, lr: 0.001, distill: {{reduction: batchmean}}}}"
     ]
