@@ -3,14 +3,16 @@
 from m2mkd_ray.data.augment import IMAGENET, Augmentation
 from m2mkd_ray.data.catalog import DATASETS, Dataset
 from m2mkd_ray.data.corruptions import CORRUPTIONS, corrupt
+from m2mkd_ray.data.draft import Drafts, undrawable
 from m2mkd_ray.data.eval_feed import EvalBatches
 from m2mkd_ray.data.feed import Batch, Batches, FeedConfig
+from m2mkd_ray.data.finish import OnDevice
 from m2mkd_ray.data.importers import IMPORTERS, Importer, guess_importer, import_data
 from m2mkd_ray.data.index import ClassName, DatasetFolder, Index, Split, find
 from m2mkd_ray.data.logit_formats import LogitsFormat, error_of
 from m2mkd_ray.data.logits import Logits, LogitsAbout, LogitsWriter
 from m2mkd_ray.data.shards import Row, Rows, Shard, ShardWriter
-from m2mkd_ray.data.shared import BatchMaker, SharedBatches, from_arrays, stream_key
+from m2mkd_ray.data.shared import BatchMaker, SharedBatches, SharedDrafts, from_arrays, stream_key
 
 __all__ = [
     "CORRUPTIONS",
@@ -24,6 +26,7 @@ __all__ = [
     "ClassName",
     "Dataset",
     "DatasetFolder",
+    "Drafts",
     "EvalBatches",
     "FeedConfig",
     "Importer",
@@ -32,11 +35,13 @@ __all__ = [
     "LogitsAbout",
     "LogitsFormat",
     "LogitsWriter",
+    "OnDevice",
     "Row",
     "Rows",
     "Shard",
     "ShardWriter",
     "SharedBatches",
+    "SharedDrafts",
     "Split",
     "corrupt",
     "error_of",
@@ -45,4 +50,5 @@ __all__ = [
     "guess_importer",
     "import_data",
     "stream_key",
+    "undrawable",
 ]

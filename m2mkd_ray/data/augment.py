@@ -24,6 +24,7 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torchvision.transforms import Normalize
 
 Kind = Literal["none", "light", "timm"]
 Colour = tuple[float, float, float]
@@ -146,13 +147,13 @@ def train_transform(aug: Augmentation, img_size: int) -> Callable[[Image.Image],
         re_prob=aug.random_erasing,
         re_mode="pixel",
     )
-    for op in _operations(transform):
+    for op in operations_of(transform):
         if op.aug_fn is auto_augment.posterize:
             op.aug_fn = _posterize
     return transform
 
 
-def _operations(transform: Any) -> Iterator[AugmentOp]:
+def operations_of(transform: Any) -> Iterator[AugmentOp]:
     """Every operation of the policies in a composed transform, whatever timm's class of policy."""
     for step in transform.transforms:
         policy = getattr(step, "ops", None) or getattr(step, "policy", [])
@@ -179,14 +180,31 @@ def normalize(pixels: np.ndarray, aug: Augmentation) -> Tensor:
 
 def light(pixels: np.ndarray, aug: Augmentation, rng: np.random.Generator) -> Tensor:
     """Kinds none and light: uint8 (B, H, W, C) to float32 (B, 3, H, W), inside `seeded`."""
+    images = normalize(light_pixels(pixels, aug, rng), aug)
+    if (erase := erasing(aug)) is not None:
+        erase(images)
+    return images
+
+
+def light_pixels(pixels: np.ndarray, aug: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """The part of `light` before normalisation: uint8 (B, H, W, C)."""
     if aug.kind == "light":
         pixels = _flipped_and_shifted(pixels, aug, rng)
-    if aug.recolor:
-        pixels = recolored(pixels, rng)
-    images = normalize(pixels, aug)
-    if aug.random_erasing:
-        RandomErasing(aug.random_erasing, mode="pixel", device="cpu")(images)
-    return images
+    return recolored(pixels, rng) if aug.recolor else pixels
+
+
+def erasing(aug: Augmentation) -> RandomErasing | None:
+    """timm's random erasing of normalised images (B, 3, H, W) or (3, H, W), in place, inside `seeded`."""
+    return RandomErasing(aug.random_erasing, mode="pixel", device="cpu") if aug.random_erasing else None
+
+
+def normalized_values(aug: Augmentation) -> Tensor:
+    """float32 (3, 256): what a channel's 8-bit values become, by the very arithmetic of the kind."""
+    values = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1)
+    if aug.kind != "timm":
+        return normalize(values, aug)[0, :, 0]
+    *_, last = (step for step in train_transform(aug, 8).transforms if isinstance(step, Normalize))  # type: ignore[attr-defined]
+    return last(torch.from_numpy(values[0, :, :, 0]).expand(3, 1, 256).float().div(255))[:, 0]
 
 
 def _flipped_and_shifted(pixels: np.ndarray, aug: Augmentation, rng: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,7 @@ have to read all that came before).
 """
 
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ from m2mkd_ray.data.loader import load
 from m2mkd_ray.data.pixels import SMALL, Pixels, decode
 from m2mkd_ray.errors import UsageError
 
-_SAMPLE, _MIX = 3, 4
+_SAMPLE, MIX = 3, 4
 """First words of the seeds, so that two uses never share their numbers (1 and 2: `lanes.py`)."""
 
 
@@ -131,14 +132,15 @@ class Batches(Dataset[Batch]):
             )
         self.config = config
         self._my_lanes = range(rank, config.lanes, world)
-        self._num_classes = folder.index.num_classes
+        self.num_classes = folder.index.num_classes
         self._rows = folder.rows(config.split, cached_groups=len(self._my_lanes) * (config.shuffle_window + 2))
         if self._rows.encoded_bytes <= SMALL:
             self._rows.cached_groups = len(self._rows.row_groups)
-        self._labels = self._rows.labels
+        self.labels = self._rows.labels
+        """Of every row of the split, int64."""
         used = np.arange(len(self._rows))
         if config.max_rows is not None:
-            used = balanced(self._labels, config.max_rows, config.subset_seed)
+            used = balanced(self.labels, config.max_rows, config.subset_seed)
         self.num_rows = len(used)
         """Rows of an epoch, of all ranks together."""
         starts = [group.start for group in self._rows.row_groups[1:]]
@@ -219,29 +221,35 @@ class Batches(Dataset[Batch]):
         images = self._pixels(rows) if self._keeps_pixels else self._rows.read(rows)
         return LaneRows(lane, step, rows, epochs, images)
 
+    def pictures(self, read: LaneRows) -> Iterator[Image.Image]:
+        """Kind timm: its images in RGB, not augmented; each when it is asked for, with the generators seeded for it.
+
+        Inside `seeded`.
+        """
+        for epoch, row, encoded in zip(read.epochs.tolist(), read.rows.tolist(), read.images, strict=True):
+            words = (_SAMPLE, self.config.seed, read.lane, epoch, row)
+            reseed(*words)
+            self._pixels.decodes += 1
+            image = decode(encoded, f"Row {row} of split {self.config.split}").convert("RGB")
+            yield _recolored(image, words) if self.config.augmentation.recolor else image
+
+    def pixels(self, read: LaneRows) -> np.ndarray:
+        """Kinds none and light: its images in uint8 (n, H, W, C), not augmented."""
+        return self._pixels.of(read.rows, read.images)
+
     def _made(self, read: LaneRows) -> Batch:
-        config, words = self.config, (_MIX, self.config.seed, read.lane, read.step)
-        labels = torch.from_numpy(self._labels[read.rows])
+        config, words = self.config, (MIX, self.config.seed, read.lane, read.step)
+        labels = torch.from_numpy(self.labels[read.rows])
         with seeded(*words) as rng:
             if config.augmentation.kind == "timm":
-                samples = zip(read.epochs.tolist(), read.rows.tolist(), read.images, strict=True)
-                images = torch.stack([self._sample(read.lane, *sample) for sample in samples])
+                images = torch.stack([self._transform(picture) for picture in self.pictures(read)])
                 reseed(*words)
             else:
-                images = light(self._pixels.of(read.rows, read.images), config.augmentation, rng)
-            mixed = mix(images, labels, config.augmentation, self._num_classes)
+                images = light(self.pixels(read), config.augmentation, rng)
+            mixed = mix(images, labels, config.augmentation, self.num_classes)
         rows = torch.from_numpy(read.rows)
         partners = rows if mixed.lam == 1 else rows.flip(0)
         return Batch(mixed.images, mixed.targets, rows, partners.clone(), torch.full((len(rows),), mixed.lam))
-
-    def _sample(self, lane: int, epoch: int, row: int, encoded: bytes) -> Tensor:
-        words = (_SAMPLE, self.config.seed, lane, epoch, row)
-        reseed(*words)
-        self._pixels.decodes += 1
-        image = decode(encoded, f"Row {row} of split {self.config.split}").convert("RGB")
-        if self.config.augmentation.recolor:
-            image = _recolored(image, words)
-        return self._transform(image)
 
 
 def _recolored(image: Image.Image, words: tuple[int, ...]) -> Image.Image:

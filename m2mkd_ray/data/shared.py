@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m2mkd_ray.data.draft import Draft, Drafts, Drawer
 from m2mkd_ray.data.feed import Batch, Batches, FeedConfig
 from m2mkd_ray.data.index import DatasetFolder
 
@@ -30,11 +31,13 @@ class BatchMaker:
     """Of the data set; the same on every node."""
     rank: int = 0
     world: int = 1
+    is_draft: bool = False
+    """Whether it makes drafts, for a device to finish."""
     here: Batches | None = field(default=None, compare=False, repr=False)
     """The batches of this process, if there are some already; stays behind when it is pickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return BatchMaker, (self.config, self.folder, self.rank, self.world)
+        return BatchMaker, (self.config, self.folder, self.rank, self.world, self.is_draft)
 
     def __call__(self) -> Callable[[int], Arrays]:
         """The function from a step to its arrays.
@@ -43,7 +46,7 @@ class BatchMaker:
             DataError: the data set cannot be read.
         """
         here = self.here or Batches(self.config, DatasetFolder.open(self.folder), self.rank, self.world)
-        return here.arrays
+        return Drafts(here).arrays if self.is_draft else here.arrays
 
 
 class Handed(Protocol):
@@ -67,7 +70,14 @@ class SharedBatches:
     """A feed whose batches come from a stream: those of `Batches`, bit for bit."""
 
     def __init__(
-        self, config: FeedConfig, folder: DatasetFolder, stream: Stream, rank: int = 0, world: int = 1
+        self,
+        config: FeedConfig,
+        folder: DatasetFolder,
+        stream: Stream,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        is_draft: bool = False,
     ) -> None:
         """
         Raises:
@@ -75,8 +85,8 @@ class SharedBatches:
         """
         self._batches = Batches(config, folder, rank, world)
         self._stream = stream
-        self._maker = BatchMaker(config, folder.path.absolute(), rank, world, self._batches)
-        self.key = stream_key(config, folder, rank, world)
+        self._maker = BatchMaker(config, folder.path.absolute(), rank, world, is_draft, self._batches)
+        self.key = stream_key(config, folder, rank, world, is_draft=is_draft)
         """Of the stream: all that decides its arrays."""
         self.own = self.handed = 0
         """Batches that were made in this process, and those that were made elsewhere."""
@@ -104,21 +114,63 @@ class SharedBatches:
         Args:
             num_workers: processes that make them ahead, for all who read the stream; 0: one.
         """
+        for arrays in self.arrays(start, stop, num_workers):
+            yield Batch(*_tensors(arrays, pin_memory))
+
+    def arrays(self, start: int, stop: int, num_workers: int = 0) -> Iterator[Arrays]:
+        """The arrays of these steps."""
         for made in self._stream(self.key, self._maker, start, stop, num_workers):
             self.own, self.handed = self.own + made.is_own, self.handed + (not made.is_own)
-            batch = from_arrays(made.arrays)
-            yield Batch(*(tensor.pin_memory() for tensor in batch)) if pin_memory else batch
+            yield made.arrays
 
 
-def stream_key(config: FeedConfig, folder: DatasetFolder, rank: int = 0, world: int = 1) -> str:
-    """Twelve hex digits that stand for a rank's batches."""
-    decides = [config.model_dump(mode="json"), folder.index.fingerprint, rank, world]
+class SharedDrafts:
+    """The same for drafts, which a device finishes: those of `Drafts`."""
+
+    def __init__(
+        self, config: FeedConfig, folder: DatasetFolder, stream: Stream, rank: int = 0, world: int = 1
+    ) -> None:
+        """
+        Raises:
+            DataError: as `Batches`.
+            UsageError: as `Batches`, and as `Drafts`.
+        """
+        self._shared = SharedBatches(config, folder, stream, rank, world, is_draft=True)
+        self.config, self.num_classes = config, folder.index.num_classes
+        Drawer(config.augmentation, config.img_size)  # what cannot be drawn is told here, not by who makes them
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch, at least one."""
+        return self._shared.steps_per_epoch
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What has been done so far, for who counts it."""
+        return self._shared.counts
+
+    def loader(self, start: int, stop: int, *, num_workers: int = 0, pin_memory: bool = False) -> Iterator[Draft]:
+        """The drafts of the steps `start` to `stop` (exclusive), in order; see `SharedBatches.loader`."""
+        for arrays in self._shared.arrays(start, stop, num_workers):
+            yield Draft(*_tensors(arrays, pin_memory))
+
+
+def stream_key(
+    config: FeedConfig, folder: DatasetFolder, rank: int = 0, world: int = 1, *, is_draft: bool = False
+) -> str:
+    """Twelve hex digits that stand for a rank's batches, or their drafts."""
+    decides = [config.model_dump(mode="json"), folder.index.fingerprint, rank, world, *(["draft"] if is_draft else [])]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def from_arrays(arrays: Sequence[np.ndarray]) -> Batch:
     """The batch of `Batches.arrays`, on the same memory; it must not be changed where that is read only."""
-    return Batch(*(_tensor(array) for array in arrays))
+    return Batch(*_tensors(arrays, pin_memory=False))
+
+
+def _tensors(arrays: Sequence[np.ndarray], pin_memory: bool) -> list[Tensor]:
+    tensors = [_tensor(array) for array in arrays]
+    return [tensor.pin_memory() for tensor in tensors] if pin_memory else tensors
 
 
 class _Memory:

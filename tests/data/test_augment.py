@@ -10,11 +10,11 @@ from timm.data.mixup import Mixup, mixup_target
 from m2mkd_ray.data.augment import (
     IMAGENET,
     Augmentation,
-    _operations,
     eval_transform,
     light,
     mix,
     normalize,
+    operations_of,
     recolored,
     seeded,
     train_transform,
@@ -166,7 +166,7 @@ def test_a_setting_without_effect_is_refused():
 def test_an_operation_of_no_bits_makes_an_image_black(policy: str) -> None:
     """timm asks Pillow for 0 bits at magnitude 10, which Pillow refuses; the mask of no bits leaves nothing."""
     transform = train_transform(Augmentation(kind="timm", auto_augment=policy), 32)
-    ops = [op for op in _operations(transform) if op.name.startswith("Posterize")]
+    ops = [op for op in operations_of(transform) if op.name.startswith("Posterize")]
     assert ops or policy == "augmix-m5"
     image = Image.fromarray(np.random.default_rng(0).integers(1, 255, (32, 32, 3), dtype=np.uint8))
     for op in ops:

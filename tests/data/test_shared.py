@@ -10,7 +10,17 @@ import pytest
 import ray
 import torch
 
-from m2mkd_ray.data import Augmentation, Batches, BatchMaker, FeedConfig, SharedBatches, from_arrays, stream_key
+from m2mkd_ray.data import (
+    Augmentation,
+    Batches,
+    BatchMaker,
+    FeedConfig,
+    OnDevice,
+    SharedBatches,
+    SharedDrafts,
+    from_arrays,
+    stream_key,
+)
 from m2mkd_ray.data.augment import IMAGENET
 from m2mkd_ray.errors import DataError
 from m2mkd_ray.execution.sharing import shared_stream, start_hub
@@ -49,6 +59,15 @@ def test_batches_from_elsewhere_are_the_same_bit_for_bit(augmentation, rank, wor
     for step, batch in enumerate(shared.loader(5, 25), 5):
         assert all(map(torch.equal, batch, plain[step]))
     assert (shared.own, shared.handed) == (5, 15)
+
+
+def test_drafts_from_elsewhere_are_finished_to_the_same_batches(make_dataset):
+    folder, config = make_dataset(64, (24, 31, 3)), feed(augmentation=IMAGENET)
+    drafts = SharedDrafts(config, folder, elsewhere)
+    for step, batch in enumerate(OnDevice(drafts, torch.device("cpu")).loader(5, 9), 5):
+        assert all(map(torch.equal, batch, Batches(config, folder)[step]))
+    assert drafts.counts == {"decodes": 8, "own_batches": 1}
+    assert stream_key(config, folder, is_draft=True) != stream_key(config, folder)
 
 
 def test_a_stream_is_asked_for_as_many_workers_as_the_loader(make_dataset):
