@@ -17,7 +17,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from m2mkd_ray.blueprint import Blueprint, Vit
-from m2mkd_ray.data import Augmentation, DatasetFolder, find
+from m2mkd_ray.data import Augmentation, DatasetFolder, find, undrawable
 from m2mkd_ray.data.lanes import balanced
 from m2mkd_ray.errors import DataError, M2mkdError
 from m2mkd_ray.evaluation import class_columns, find_suite
@@ -42,6 +42,7 @@ def problems(recipe: Recipe) -> list[str]:
         _of_experts,
         _of_settings,
         _of_preprocessing,
+        _of_augmentation,
     )
     return [problem for check in checks for problem in check(recipe)]
 
@@ -237,6 +238,17 @@ def _of_preprocessing(recipe: Recipe) -> Iterator[str]:
             )
     if recipe.teacher.weights == "timm" and (other := _other_normalisation(recipe)) is not None:
         yield other
+
+
+def _of_augmentation(recipe: Recipe) -> Iterator[str]:
+    """What a device is to augment, but cannot."""
+    placement = recipe.placement
+    of = {"pairs": placement.pairs, "teacher.incubation": placement.pairs, "finetune": placement.finetune}
+    for name, phase in phases(recipe).items():
+        if of.get(name, placement.models).augment_on_device:
+            problem = undrawable(phase.augmentation or recipe.data.augmentation)
+            if problem is not None:
+                yield f"{name}: {problem}"
 
 
 def _preprocessing(augmentation: Augmentation) -> dict[str, object]:

@@ -117,6 +117,13 @@ def test_a_phase_that_sees_other_images_than_the_evaluation_is_refused(augmentat
     assert told in problem
 
 
+def test_what_no_device_can_augment_is_refused_where_a_device_is_to(tiny):
+    settings = [f"finetune.augmentation={{kind: timm, crop_pct: 1, auto_augment: rand-m9-t3a, {NORMAL}}}"]
+    assert preflight.problems(chosen(str(tiny), [*settings, "placement.pairs.augment_on_device=true"])) == []
+    (problem,) = preflight.problems(chosen(str(tiny), [*settings, "placement.finetune.augment_on_device=true"]))
+    assert problem.startswith("finetune: auto_augment 'rand-m9-t3a' has GaussianBlur, which only Pillow can do; a ")
+
+
 def test_a_phase_may_have_an_augmentation_of_its_own(tiny):
     augmentation = f"{{kind: timm, crop_pct: 1, {NORMAL}}}"
     assert preflight.problems(chosen(str(tiny), [f"pairs.augmentation={augmentation}"])) == []

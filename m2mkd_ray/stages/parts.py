@@ -19,13 +19,25 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Blueprint, Vit
-from m2mkd_ray.data import Augmentation, Batches, DatasetFolder, EvalBatches, FeedConfig, SharedBatches, find
+from m2mkd_ray.data import (
+    Augmentation,
+    Batches,
+    DatasetFolder,
+    Drafts,
+    EvalBatches,
+    FeedConfig,
+    OnDevice,
+    SharedBatches,
+    SharedDrafts,
+    find,
+)
 from m2mkd_ray.evaluation import predict, top_k_accuracy
 from m2mkd_ray.evaluation.exported import WEIGHTS as WEIGHTS
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.models import create_vit, family, num_parameters, split
 from m2mkd_ray.training import Member as Learner
 from m2mkd_ray.training import Point, StepFlops, TorchEngine, TrainConfig, TrainPlacement, fit_together, seeded
+from m2mkd_ray.training.engine import local_device
 from m2mkd_ray.training.objective import Objective
 from m2mkd_ray.training.saving import Saver
 from m2mkd_ray.training.seams import Session
@@ -132,15 +144,26 @@ class Trainee:
         return cast(TrainPlacement, self.context.placement)
 
 
-def feed_of(config: FeedConfig, context: StageContext, rank: int = 0, world: int = 1) -> Batches | SharedBatches:
+Feed = Batches | SharedBatches | OnDevice
+"""Batches, wherever they are made and finished."""
+
+
+def feed_of(config: FeedConfig, context: StageContext, rank: int = 0, world: int = 1) -> Feed:
     """A rank's batches: made once a node for all that train on the same ones, where there may be several."""
     placement = cast(TrainPlacement, context.placement)
     folder = find(config.dataset, placement.data_root)
     batches = Batches(config, folder, rank, world)
     wants = batches.decodes_anew if placement.share_feed is None else placement.share_feed
     if not (wants and context.is_shared):
-        return batches
+        return own_feed(batches, placement)
+    if placement.augment_on_device:
+        return OnDevice(SharedDrafts(config, folder, context.stream, rank, world), local_device())
     return SharedBatches(config, folder, context.stream, rank, world)
+
+
+def own_feed(batches: Batches, placement: TrainPlacement) -> Batches | OnDevice:
+    """Batches that this process makes for itself, finished where the placement says."""
+    return OnDevice(Drafts(batches), local_device()) if placement.augment_on_device else batches
 
 
 @lru_cache(maxsize=1)
@@ -200,7 +223,7 @@ def train_together(trainees: Sequence[Trainee]) -> Iterator[tuple[int, dict[str,
             yield place, error
 
 
-def train_rank(one: Trainee, feed: Batches | SharedBatches, measured: Mapping[str, float]) -> None:
+def train_rank(one: Trainee, feed: Feed, measured: Mapping[str, float]) -> None:
     """Train as one of several ranks. What it comes to is the newest checkpoint, from which the stage goes on.
 
     The first rank adds to the history what it has `measured`, and the accuracy at the end: the stage's own process may

@@ -30,6 +30,7 @@ from m2mkd_ray.stages.parts import (
     Training,
     final_top1,
     fresh_student,
+    own_feed,
     save_weights,
     training_metrics,
     validator,
@@ -137,7 +138,8 @@ def _train_with(session: "RankSession") -> None:
         config.blueprint, training.seed, drop_path=training.train.drop_path, keep_stitches=config.keep_stitches
     )
     model.load_state_dict(load(ray.get(job.weights)))
-    feed = Batches(training.feed, find(training.feed.dataset, placement.data_root), rank, world)
+    folder = find(training.feed.dataset, placement.data_root)
+    feed = own_feed(Batches(training.feed, folder, rank, world), placement)
     engine = DeepSpeedEngine(
         Classification(model),
         training.train,

@@ -90,6 +90,18 @@ def test_a_cache_of_exact_logits_changes_neither_address_nor_bits(chain, run) ->
     assert metrics.get("teacher_calls", 0) == 0
 
 
+def test_augmenting_on_the_device_changes_neither_address_nor_bits(chain, run) -> None:
+    """In a cohort and with cached logits, which the stage before writes on the device too."""
+    augmentation = "{kind: timm, auto_augment: rand-m9-mstd0.5-inc1, random_erasing: 0.5, mixup: 0.8, cutmix: 1}"
+    plain = override(chain.recipe, [*VIEWS, f"pairs.augmentation={augmentation}"])
+    helped = ["placement.pairs.augment_on_device=true", "placement.pairs.cohort=2", "pairs.cache={kind: float32}"]
+    pairs = ("pair-1", "pair-2")
+    expected, found = run(plain, pairs), run(override(plain, helped), pairs)
+    for name in pairs:
+        assert found.stage(name).address == expected.stage(name).address
+        assert bits(found.folder(name)) == bits(expected.folder(name))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "tolerance"), [("{kind: float16}", 5e-3), ("{kind: top_k, top_k: 4}", 0.2)])
 def test_a_cache_that_rounds_has_pairs_of_its_own_and_comes_close(format: str, tolerance: float, chain, run) -> None:
