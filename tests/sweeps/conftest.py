@@ -1,14 +1,18 @@
-"""A sweep's results as its run leaves them, made by a formula: the values are known, the stages are real ones."""
+"""Sweeps to test with: results as a run leaves them, made by a formula, and a cluster to run small ones on."""
 
 import math
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Small sweeps are a module of their own, because drivers in other processes import it too.
+# Small sweeps are a module of their own, because tests of another folder import it too.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.sweeps import find_sweep
 from m2mkd_ray.sweeps.cost import images_of, is_pair, together
 from m2mkd_ray.sweeps.draw import drawn
@@ -93,3 +97,13 @@ def results(sweep: Sweep) -> SweepResults:
     return SweepResults(
         sweep=sweep, state="complete", created=BEGAN, updated=BEGAN + 3000, trials=tuple(trials), shared=shared
     )
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[RayLauncher]:
+    """One local Ray of two cores and a GPU that nobody has, for all sweeps of a file."""
+    folder = tempfile.mkdtemp(prefix="m2s-")  # short: sockets in it have at most 107 bytes
+    launcher = RayLauncher(num_cpus=2, num_gpus=1, temp_dir=folder)
+    yield launcher
+    launcher.close()
+    shutil.rmtree(folder, ignore_errors=True)

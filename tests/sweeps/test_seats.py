@@ -14,9 +14,9 @@ from m2mkd_ray.sweeps.tuning import max_concurrent, shared
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> list[Stage]:
+def pairs(tiny: Path) -> list[Stage]:
     """The pairs of eight trials, which are mates."""
-    sweep = small_sweep(tmp_path)
+    sweep = small_sweep(tiny)
     recipe = base(sweep)
     made = [targets(sweep, one) for point in drawn(sweep) or () for one in recipes(sweep, point, recipe).values()]
     return [stage for stages in made for stage in stages]
@@ -29,8 +29,8 @@ def test_as_many_trials_run_as_their_stages_have_seats(
     assert max_concurrent(pairs[:count], [Node("node", {"CPU": cpus})]) == expected
 
 
-def test_what_every_trial_reads_is_shared_and_what_reads_a_trial_is_not(tmp_path: Path) -> None:
-    sweep = small_sweep(tmp_path, level={"kind": "full"})
+def test_what_every_trial_reads_is_shared_and_what_reads_a_trial_is_not(tiny: Path) -> None:
+    sweep = small_sweep(tiny, level={"kind": "full"})
     assert [stage.name for stage in shared(sweep, base(sweep), drawn(sweep))] == ["data", "meta", "teacher", "split"]
 
 
