@@ -21,6 +21,7 @@ from m2mkd_ray.execution import (
     StageWithdrawn,
     Store,
 )
+from m2mkd_ray.preflight import ranks_of
 from m2mkd_ray.sweeps.results import COUNTED, StageRecord
 
 Worker = tuple[Any, ...]
@@ -131,7 +132,7 @@ class Watched:
 
 
 class Held:
-    """GPUs that workers hold, from what the executor tells of the stages that they run."""
+    """GPUs that workers and their ranks hold, from what the executor tells of the stages that they run."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -141,7 +142,7 @@ class Held:
     def hear(self, event: Event, worker: Worker) -> None:
         """Take in that a stage started in a worker, or is there no more."""
         if isinstance(event, StageStarted):
-            since, gpus, inside = self._open.get(worker, (time.monotonic(), event.stage.resources.gpus, set()))
+            since, gpus, inside = self._open.get(worker, (time.monotonic(), gpus_of(event.stage), set()))
             inside.add(event.stage.address)
             self._open[worker] = (since, gpus, inside)
         elif not isinstance(event, StageProgress) and worker in self._open:
@@ -155,3 +156,9 @@ class Held:
     def now(self) -> float:
         """GPUs times seconds, with those of workers at work."""
         return self.seconds + sum(gpus * (time.monotonic() - since) for since, gpus, _ in self._open.values())
+
+
+def gpus_of(stage: Stage) -> float:
+    """GPUs that a stage holds while it runs: its worker's, and those of its ranks."""
+    group = ranks.group if (ranks := ranks_of(stage)) is not None else None
+    return stage.resources.gpus + (group.gpus * group.num_ranks if group is not None else 0)
