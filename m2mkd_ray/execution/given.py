@@ -1,6 +1,6 @@
 """Seats as the plan gives them: with the resources that each stage asks for, on any node, longest first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from m2mkd_ray.execution.feasibility import in_ray, lack
 from m2mkd_ray.execution.placement import GATHER_S, Seat, View
@@ -64,21 +64,39 @@ def expected_seconds(stages: Sequence[Stage], measured: Mapping[str, float]) -> 
 
 class Gathering:
     """Seats as the plan gives them, for a run to which stages are added: a cohort that has room is handed out only
-    when a node has room for its worker, so that mates which come later join it while it could only have waited."""
+    when a node has room for its worker, so that mates which come later join it while it could only have waited.
+
+    Args:
+        ranks: what the processes hold that a stage starts itself. Where others have started theirs, it gets a seat
+            only when nodes have room for its own, and does not sit in a worker that waits for them.
+    """
 
     replans = False
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Callable[[Stage], Sequence[Resources]] = lambda stage: ()) -> None:
         self._given = AsGiven()
+        self._ranks = ranks
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """See `Placer`."""
         free = [dict(node.resources) for node in view.nodes]
         at = {node.id: number for number, node in enumerate(view.nodes)}
+        have_ranks = False
         for occupied in view.occupied:
             where = free if occupied.node is None else [free[at[occupied.node]]] if occupied.node in at else []
             _take(occupied.seat.resources, where)
-        return [seat for seat in self._given.seats(ready, view) if _take(seat.resources, free) or _is_full(seat)]
+            ranks = [each for stage in occupied.seat.stages for each in self._ranks(stage)]
+            _take_all(ranks, free)
+            have_ranks = have_ranks or bool(ranks)
+        seats = []
+        for seat in self._given.seats(ready, view):
+            ranks = [each for stage in seat.stages for each in self._ranks(stage)]
+            if ranks and not _take_all(ranks, free) and have_ranks:
+                continue
+            have_ranks = have_ranks or bool(ranks)
+            if _take(seat.resources, free) or _is_full(seat):
+                seats.append(seat)
+        return seats
 
     def lacks(self, stage: Stage, view: View) -> str | None:
         """See `Placer`."""
@@ -98,3 +116,13 @@ def _take(resources: Resources, nodes: Sequence[dict[str, float]]) -> bool:
             node.update({name: node.get(name, 0.0) - amount for name, amount in wanted.items()})
             return True
     return False
+
+
+def _take_all(wanted: Sequence[Resources], nodes: Sequence[dict[str, float]]) -> bool:
+    """Take several, or none if there is not room for all; whether there was."""
+    left = [dict(node) for node in nodes]
+    if not all(_take(resources, left) for resources in wanted):
+        return False
+    for node, rest in zip(nodes, left, strict=True):
+        node.update(rest)
+    return True

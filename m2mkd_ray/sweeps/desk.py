@@ -33,7 +33,7 @@ from m2mkd_ray.sweeps.results import SweepResults
 from m2mkd_ray.sweeps.sweep import Sweep
 from m2mkd_ray.sweeps.trials import Board, Grief, Message, Over, Value, board_of
 from m2mkd_ray.sweeps.trying import Score, Trying
-from m2mkd_ray.sweeps.watched import Held, Watched
+from m2mkd_ray.sweeps.watched import Held, Watched, ranks_held
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Desk:
     Args:
         known: results of an earlier run of the sweep, or fresh ones.
         tried: the points, in the order in which trials are numbered; None: as they begin.
-        expects: how many trials are about to begin together, to be gathered in cohorts.
+        expects: how many trials fill the cluster: as many are gathered in cohorts, those after them wait for a seat.
         interrupted: set when the driver is to end.
     """
 
@@ -118,7 +118,8 @@ class Desk:
                 on_event=self._events.put,
                 stall_timeout_s=stall_timeout_s,
                 wait_timeout_s=wait_timeout_s,
-                place=Gathering(),
+                # Where nodes may come for them, ranks that wait are what an autoscaler sees.
+                place=Gathering() if launcher.may_grow() else Gathering(ranks_held),
                 requests=self._requests,
             )
         except BaseException as error:  # it is raised again in Tune's thread
@@ -209,9 +210,13 @@ class Desk:
             M2mkdError: the executor came to grief.
         """
         self._take_events()
-        if self._error is not None or self._interrupted.is_set():
+        if self._interrupted.is_set():
+            self._requests.cancel()  # stages end while Tune tidies up, which may take it seconds
             self._tell_over()
-            raise self._error or Interrupted
+            raise Interrupted
+        if self._error is not None:
+            self._tell_over()
+            raise self._error
         if self.over and not self._is_told_over:
             self._tell_over()
         self.over = self.over or self._budget()

@@ -65,10 +65,11 @@ class Trying:
         stages = tuple(
             watched.record(seed, self._metric, self._epochs, reused=reused) for seed, watched, reused in self.recorded
         )
+        has_begun = not self.recorded or any(watched.started for _, watched, _ in self.recorded)
         return TrialRecord(
             name=self.name,
             point=self.point,
-            state=self.state,
+            state="waiting" if self.state == "running" and not has_begun else self.state,
             history=tuple(self.history),
             by_seed=self.by_seed,
             stages=stages or tuple(self.recorded_before),

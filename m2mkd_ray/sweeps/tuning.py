@@ -10,11 +10,12 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from m2mkd_ray.errors import ArtifactError, ClusterError, PlanError, RunError
-from m2mkd_ray.execution import Event, Stage, Store, in_order
+from m2mkd_ray.execution import Event, Resources, Stage, Store, in_order
 from m2mkd_ray.execution.feasibility import Node, in_ray, misfits
 from m2mkd_ray.execution.interrupts import interrupts
 from m2mkd_ray.execution.launcher import Launcher
@@ -69,17 +70,19 @@ def run(
         KeyboardInterrupt: SIGINT or SIGTERM. The same call goes on.
     """
     base = points.check(sweep)
+    if (whole := ended(sweep, store)) is not None:
+        on_change(whole)
+        return whole
     known = _known(sweep, store)
-    if known.state == "complete" and known.trials and not any(trial.state == "failed" for trial in known.trials):
-        on_change(known)
-        return known
     tried = drawn(sweep)
     stages = _stages(sweep, base, (tried or points.corners(sweep.space))[:1])
     _check_cluster(stages, launcher)
-    concurrent = max_concurrent(stages, launcher.nodes())
+    seats = max_concurrent(stages, launcher.nodes())
+    # A searcher that looks at values had better propose a point when its seat is there.
+    waiting = 0 if tried is None else of_a_worker(stages)
     number = sweep.budget.trials if tried is None else len(tried)
     return _run(
-        sweep, base, store, launcher, known, tried, min(concurrent, number),
+        sweep, base, store, launcher, known, tried, min(seats + waiting, number), expects=min(seats, number),
         on_event=on_event, on_change=on_change, stall_timeout_s=stall_timeout_s, wait_timeout_s=wait_timeout_s,
     )  # fmt: skip
 
@@ -92,6 +95,8 @@ def _run(
     known: SweepResults,
     tried: Sequence[Point] | None,
     concurrent: int,
+    *,
+    expects: int,
     **options: Any,
 ) -> SweepResults:
     from m2mkd_ray.sweeps.bell import close_desk, open_desk
@@ -107,7 +112,7 @@ def _run(
             launcher,
             known=known,
             tried=tried,
-            expects=concurrent,
+            expects=expects,
             interrupted=interrupted,
             **options,
         )
@@ -130,6 +135,13 @@ def _ended(sweep: Sweep, desk: "Desk") -> SweepResults:
     why = next((trial.why for trial in desk.results().trials if trial.why), desk.over or "no trial has begun")
     desk.write("failed", why)
     raise RunError(f"No trial of the sweep {sweep.name!r} has a value: {why}. Run the same command when that is gone.")
+
+
+def ended(sweep: Sweep, store: Store) -> SweepResults | None:
+    """The results of a sweep of which nothing is left to run; None: something is."""
+    known = _known(sweep, store)
+    has_failed = any(trial.state == "failed" for trial in known.trials)
+    return known if known.state == "complete" and known.trials and not has_failed else None
 
 
 def grid(sweep: Sweep, store: Store) -> "ResultGrid":
@@ -170,14 +182,28 @@ def max_concurrent(stages: Sequence[Stage], nodes: Sequence[Node]) -> int:
     Args:
         stages: those of one trial that are its own.
     """
-    seats: dict[Any, list[Stage]] = {}
-    for stage in stages:
-        seats.setdefault((stage.resources, stage.cohort if stage.together and stage.mates else 1), []).append(stage)
     fits = [
-        math.ceil(cohort * _workers(in_ray(resources), nodes) / len(alike))
-        for (resources, cohort), alike in seats.items()
+        math.ceil(cohort * _workers(in_ray(resources), nodes) / number)
+        for (resources, cohort), number in _alike(stages).items()
     ]
     return max(1, min([*fits, _MOST_TRIALS]))
+
+
+def of_a_worker(stages: Sequence[Stage]) -> int:
+    """How many trials fill a worker that becomes free. So many are to wait for it, or it would be left to fewer.
+
+    A worker becomes free all at once, when the last member of its cohort ends; seats that are free before make the
+    others faster (docs/design.md). With a whole cohort waiting, the next one is full, and begins at once.
+
+    Args:
+        stages: those of one trial that are its own.
+    """
+    return max((math.ceil(cohort / number) for (_, cohort), number in _alike(stages).items()), default=0)
+
+
+def _alike(stages: Sequence[Stage]) -> Counter[tuple[Resources, int]]:
+    """How many stages there are of those that ask for the same worker, by its resources and its seats."""
+    return Counter((stage.resources, stage.cohort if stage.together and stage.mates else 1) for stage in stages)
 
 
 def _workers(wanted: Mapping[str, float], nodes: Sequence[Node]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from m2mkd_ray.execution import (
     Event,
     Progress,
+    Resources,
     Stage,
     StageEnded,
     StageFailed,
@@ -158,7 +159,12 @@ class Held:
         return self.seconds + sum(gpus * (time.monotonic() - since) for since, gpus, _ in self._open.values())
 
 
+def ranks_held(stage: Stage) -> list[Resources]:
+    """What the ranks of a stage hold, each; empty where it starts none."""
+    group = ranks.group if (ranks := ranks_of(stage)) is not None else None
+    return [] if group is None else [Resources(cpus=group.cpus, gpus=group.gpus)] * group.num_ranks
+
+
 def gpus_of(stage: Stage) -> float:
     """GPUs that a stage holds while it runs: its worker's, and those of its ranks."""
-    group = ranks.group if (ranks := ranks_of(stage)) is not None else None
-    return stage.resources.gpus + (group.gpus * group.num_ranks if group is not None else 0)
+    return stage.resources.gpus + sum(resources.gpus for resources in ranks_held(stage))

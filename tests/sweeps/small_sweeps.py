@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from m2mkd_ray.execution import Stage, Store
-from m2mkd_ray.sweeps.points import base, recipes, targets
+from m2mkd_ray.sweeps.points import Point, base, recipes, targets
 from m2mkd_ray.sweeps.results import TrialRecord
 from m2mkd_ray.sweeps.sweep import Sweep, validated
 
@@ -21,16 +21,17 @@ SETTINGS = {
     "placement.pairs.log_every_steps": 2,
     "placement.pairs.checkpoint_every_s": 0.2,
 }
-"""Of a recipe as `tiny` in tests/conftest.py."""
+"""Of a recipe as `tiny` in tests/conftest.py, but for what the space varies."""
 
 
 def small_sweep(recipe: Path, *, settings: Mapping[str, Any] | None = None, **changes: Any) -> Sweep:
     """Learning rate and temperature, eight points in one cohort, of which ASHA stops some."""
+    fixed = {**SETTINGS, **(settings or {})}
     tree = {
         "name": "small",
         "title": "Small",
         "recipe": str(recipe),
-        "settings": {**SETTINGS, **(settings or {})},
+        "settings": {path: value for path, value in fixed.items() if path not in changes.get("space", ())},
         "level": {"kind": "pair", "index": 1},
         "space": {"pairs.lr": "loguniform(1e-5, 1e-2)", "pairs.distill.temperature": "loguniform(1, 8)"},
         "scheduler": {"kind": "asha", "grace": 1, "reduction": 2},
@@ -40,25 +41,27 @@ def small_sweep(recipe: Path, *, settings: Mapping[str, Any] | None = None, **ch
     return validated(tree | changes, "small")
 
 
+def of_point(sweep: Sweep, point: Point) -> list[Stage]:
+    """What is measured of a point, with one seed."""
+    (recipe,) = recipes(sweep, point, base(sweep)).values()
+    return targets(sweep, recipe)
+
+
 def stage_of(sweep: Sweep, trial: TrialRecord) -> Stage:
-    """The pair of a trial, which has one seed."""
-    (recipe,) = recipes(sweep, trial.point, base(sweep)).values()
-    (stage,) = targets(sweep, recipe)
+    """The pair of a trial."""
+    (stage,) = of_point(sweep, trial.point)
     return stage
 
 
-def state_of(sweep: Sweep, trial: TrialRecord, store: Store) -> str:
-    """What the store holds of a trial's pair."""
-    return store.status(stage_of(sweep, trial).address).state
-
-
-def stopped_by_hand(histories: Sequence[Mapping[float, float]], epochs: float) -> dict[int, float]:
-    """Which trials ASHA stops, by number, and where: Li et al. 2020, with a reduction of 2 and a grace of 1 epoch.
+def stopped_by_hand(
+    histories: Sequence[Mapping[float, float]], epochs: float, *, grace: float = 1
+) -> dict[int, float]:
+    """Which trials ASHA stops, by number, and where: Li et al. 2020, with a reduction of 2.
 
     At a rung a trial stops whose value is below the median of those that came there before it (Tune's cutoff).
     """
     stopped: dict[int, float] = {}
-    rungs = [2.0**power for power in range(10) if 2**power < epochs]
+    rungs = [grace * 2.0**power for power in range(10) if grace * 2**power < epochs]
     for rung in rungs:
         seen: list[float] = []
         for number, values in enumerate(histories):

@@ -1,10 +1,12 @@
 """Sweeps of other kinds on a local Ray: whole students, used-up budgets, more trials than seats, Optuna's points."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from ray.util import placement_group_table
-from small_sweeps import bits, lent, small_sweep
+from small_sweeps import bits, lent, of_point, small_sweep
 
 from m2mkd_ray.execution import Event, LocalLauncher, StageStarted, Store, execute
 from m2mkd_ray.execution.ray_launcher import RayLauncher
@@ -12,6 +14,8 @@ from m2mkd_ray.sweeps import tuning
 from m2mkd_ray.sweeps.draw import drawn
 from m2mkd_ray.sweeps.points import base
 from m2mkd_ray.sweeps.report import write_best
+from m2mkd_ray.sweeps.results import TrialRecord
+from m2mkd_ray.sweeps.sweep import to_yaml
 
 pytestmark = [
     pytest.mark.ray,
@@ -57,6 +61,10 @@ def test_whole_students_are_swept_and_the_best_is_what_its_recipe_gives(
     assert sorted(stage.name for stage in started) == sorted(["pair-0", "pair-1", "assemble", "finetune"] * 2)
     assert len({stage.address for stage in started}) == len(started)
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+    first, second = sorted(
+        (stage.started, stage.ended) for trial in found.trials for stage in trial.stages if stage.name == "finetune"
+    )
+    assert first[1] <= second[0], "two cores hold the ranks of one student"
 
     assert found.best is not None
     (tuned,) = (stage.address for stage in found.best.stages if stage.name == "finetune")
@@ -64,3 +72,87 @@ def test_whole_students_are_swept_and_the_best_is_what_its_recipe_gives(
     assert m2mkd("run", file, "--until", "finetune", "--launcher", "ray", "--store", apart.root).code == 0
     assert apart.manifest(tuned)["metrics"]["val_top1"] == found.best.value
     assert bits(apart, tuned, "model.safetensors") == bits(store, tuned, "model.safetensors")
+
+
+def spans(trials: Sequence[TrialRecord]) -> tuple[float, float]:
+    """When the pairs of trials were first taken up, and when the last one ended."""
+    stages = [stage for trial in trials for stage in trial.stages]
+    return min(stage.started or 0.0 for stage in stages), max(stage.ended or 0.0 for stage in stages)
+
+
+def test_a_worker_that_becomes_free_takes_a_whole_cohort_that_waited_for_it(
+    tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    """Six trials on a worker with two seats: ASHA frees one before the other, and no trial trains alone for that."""
+    settings = {"placement.pairs.resources.cpus": 2, "pairs.epochs": 12, "pairs.validate_every_epochs": 4}
+    sweep = small_sweep(
+        tiny, settings=settings, budget={"trials": 6}, cohort=2,
+        scheduler={"kind": "asha", "grace": 4, "reduction": 2},
+    )  # fmt: skip
+    store, events = lent_all(frozen, tmp_path / "store"), list[Event]()
+    found = tuning.run(sweep, store, launcher, on_event=events.append)
+
+    assert "stopped" in {trial.state for trial in found.trials}
+    started = [event for event in events if isinstance(event, StageStarted)]
+    assert [len(event.where.get("cohort", ())) for event in started] == [2] * 6
+    by_cohort: dict[tuple[str, ...], list[TrialRecord]] = {}
+    of_stage = {trial.stages[0].address: trial for trial in found.trials}
+    for event in started:
+        by_cohort.setdefault(tuple(event.where["cohort"]), []).append(of_stage[event.stage.address])
+    cohorts = list(by_cohort.values())
+    for before, after in pairwise(cohorts):
+        assert spans(before)[1] <= spans(after)[0] + 0.5, "one after the other"
+        assert max(trial.started or 0.0 for trial in after) < spans(before)[1], "it waited for the worker"
+
+
+@pytest.mark.parametrize(
+    ("budget", "settings"),
+    [({"hours": 20 / 3600}, {}), ({"gpu_hours": 2 / 3600}, {"placement.pairs.resources.gpus": 0.5})],
+    ids=["hours", "gpu_hours"],
+)
+def test_a_budget_that_is_used_up_ends_the_sweep_with_what_is_finished(
+    budget: dict, settings: dict, m2mkd, tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    """Of two trials one is complete in the store, so that the budget is spent on the other, which takes minutes."""
+    sweep = small_sweep(
+        tiny, settings=settings, space={"pairs.epochs": "grid([1, 4000])"}, scheduler="none", searcher="grid",
+        budget={"trials": 2, **budget},
+    )  # fmt: skip
+    store, (short, long) = lent_all(frozen, tmp_path / "store"), drawn(sweep)
+    execute(of_point(sweep, short), store, LocalLauncher()).raise_for_failures()
+    found = tuning.run(sweep, store, launcher)
+
+    (limit,) = budget
+    assert (found.state, f"budget.{limit}" in found.why) == ("complete", True)
+    first, second = found.trials
+    assert (first.point, first.state, second.state) == (short, "complete", "stopped")
+    assert f"budget.{limit}" in second.why
+    assert found.best == first
+    assert [store.status(stage.address).state for stage in of_point(sweep, long)] == ["partial"]
+    (tmp_path / "sweep.yaml").write_text(to_yaml(sweep))
+    told = m2mkd("sweep", "status", tmp_path / "sweep.yaml", "--store", store.root)
+    assert f"ended early: budget.{limit}" in told.out
+
+
+def test_optunas_points_are_those_that_it_proposes_by_itself(
+    tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    """One seat, so that it is asked and told in turns; by hand with the values that were measured."""
+    optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'm2mkd_ray[optuna]'")
+    settings = {"placement.pairs.resources.cpus": 2, "pairs.epochs": 1}
+    sweep = small_sweep(
+        tiny, settings=settings, searcher={"kind": "optuna", "seed": 3}, scheduler="none",
+        budget={"trials": 3}, cohort=1,
+    )  # fmt: skip
+    found = tuning.run(sweep, lent_all(frozen, tmp_path / "store"), launcher)
+
+    assert [trial.state for trial in found.trials] == ["complete"] * 3
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=3))
+    domains = {
+        "pairs.lr": optuna.distributions.FloatDistribution(1e-5, 1e-2, log=True),
+        "pairs.distill.temperature": optuna.distributions.FloatDistribution(1, 8, log=True),
+    }
+    for trial in found.trials:
+        proposed = study.ask({f"point/{path}": domain for path, domain in domains.items()})
+        assert {path: proposed.params[f"point/{path}"] for path in domains} == pytest.approx(dict(trial.point))
+        study.tell(proposed, trial.value)

@@ -3,23 +3,22 @@
 from pathlib import Path
 
 import pytest
-from small_sweeps import small_sweep
+from small_sweeps import of_point, small_sweep
 
 from m2mkd_ray.execution import Gathering, Stage, View
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.placement import Occupied, Seat
 from m2mkd_ray.sweeps.draw import drawn
-from m2mkd_ray.sweeps.points import base, recipes, targets
-from m2mkd_ray.sweeps.tuning import max_concurrent, shared
+from m2mkd_ray.sweeps.points import base
+from m2mkd_ray.sweeps.tuning import max_concurrent, of_a_worker, shared
+from m2mkd_ray.sweeps.watched import ranks_held
 
 
 @pytest.fixture
 def pairs(tiny: Path) -> list[Stage]:
     """The pairs of eight trials, which are mates."""
     sweep = small_sweep(tiny)
-    recipe = base(sweep)
-    made = [targets(sweep, one) for point in drawn(sweep) or () for one in recipes(sweep, point, recipe).values()]
-    return [stage for stages in made for stage in stages]
+    return [stage for point in drawn(sweep) or () for stage in of_point(sweep, point)]
 
 
 @pytest.mark.parametrize(("cpus", "count", "expected"), [(1, 1, 8), (2, 1, 16), (2, 4, 4), (0, 1, 1), (64, 1, 128)])
@@ -47,3 +46,24 @@ def test_a_cohort_that_is_full_waits_for_nobody(pairs: list[Stage]) -> None:
     nodes = [Node("node", {"CPU": 1.0}, id="a")]
     busy = [Occupied(Seat(tuple(pairs), pairs[0].resources), None, 0.0)]
     assert [len(seat.stages) for seat in Gathering().seats(pairs, View(nodes, busy))] == [8]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 8), (4, 2), (8, 1)])
+def test_so_many_trials_wait_as_fill_a_worker(count: int, expected: int, pairs: list[Stage]) -> None:
+    assert of_a_worker(pairs[:count]) == expected
+
+
+def test_ranks_get_a_worker_when_there_is_room_for_them_or_nobody_else_has_any(tiny: Path) -> None:
+    settings = {"placement.finetune": {"engine": "deepspeed", "num_workers": 2}}
+    sweep = small_sweep(tiny, level={"kind": "full"}, settings=settings, budget={"trials": 3})
+    tuned = [stage for point in drawn(sweep) or () for stage in of_point(sweep, point)]
+    placer = Gathering(ranks_held)
+
+    def seated(cpus: float, *busy: Stage) -> int:
+        occupied = [Occupied(Seat((stage,), stage.resources), "a", 1.0) for stage in busy]
+        return len(
+            placer.seats([stage for stage in tuned if stage not in busy], View([Node("a", {"CPU": cpus})], occupied))
+        )
+
+    assert [seated(cpus) for cpus in (1, 2, 3, 4, 6)] == [1, 1, 1, 2, 3]
+    assert [seated(cpus, tuned[0]) for cpus in (2, 3, 4, 6)] == [0, 0, 1, 2]
