@@ -102,11 +102,14 @@ def run(
     if dry_run:
         print_json(expected_json(chosen, expected)) if as_json else print_expected(chosen, expected)
         return
+    from m2mkd_ray.sweeps import tuning
+
+    if (whole := tuning.ended(chosen, opened)) is not None:  # Ray need not be started to find that
+        return _print_end(whole, opened, as_json)
     launcher = _launcher(now, chosen, now.recipe, expected, opened, address, num_cpus)
     from m2mkd_ray.execution.event_log import EventLog
     from m2mkd_ray.execution.events import each
     from m2mkd_ray.execution.metrics import ExecutorMetrics
-    from m2mkd_ray.sweeps import tuning
 
     lines = SweepLines(expected.shared)
     try:
@@ -160,6 +163,8 @@ def _print_end(results: "SweepResults", store: "Store", as_json: bool) -> None:
         print_json({**results_json(results), "best_file": best, "report": report})
     else:
         print_trials(results)
+        if results.why:
+            typer.echo(f"\nThe sweep was ended early: {results.why}.")
         typer.echo(f"\nReport: {report}")
         if best is not None:
             typer.echo(f"Best:   {best} (m2mkd run {best})")
@@ -208,7 +213,8 @@ def status(
     print_trials(results)
     states = [trial.state for trial in results.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    typer.echo(f"\n{results.sweep.name}-{results.sweep.key} is {results.state}: {counts or 'no trial yet'}.")
+    why = f" It was ended early: {results.why}." if results.why else ""
+    typer.echo(f"\n{results.sweep.name}-{results.sweep.key} is {results.state}: {counts or 'no trial yet'}.{why}")
 
 
 @app.command("best")

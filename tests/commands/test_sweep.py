@@ -152,7 +152,9 @@ def test_lines_tell_of_shared_stages_and_of_every_trial_once(capsys, store) -> N
 
 @pytest.mark.ray
 def test_quick_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again(m2mkd, tmp_path) -> None:
+    fewer = ("data.max_rows=640", "data.validation.max_rows=100")
     command = [sys.executable, "-m", "m2mkd_ray", "sweep", "quick", "--num-cpus", "2", "--json"]
+    command += [part for setting in fewer for part in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     ended = []
     for _ in range(2):
