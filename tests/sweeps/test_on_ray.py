@@ -1,5 +1,6 @@
 """Sweeps of other kinds on a local Ray: whole students, used-up budgets, more trials than seats, Optuna's points."""
 
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from m2mkd_ray.sweeps import tuning
 from m2mkd_ray.sweeps.draw import drawn
 from m2mkd_ray.sweeps.points import base
 from m2mkd_ray.sweeps.report import write_best
-from m2mkd_ray.sweeps.results import TrialRecord
+from m2mkd_ray.sweeps.results import SweepResults, TrialRecord, write
 from m2mkd_ray.sweeps.sweep import to_yaml
 
 pytestmark = [
@@ -84,10 +85,10 @@ def test_a_worker_that_becomes_free_takes_a_whole_cohort_that_waited_for_it(
     tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
 ) -> None:
     """Six trials on a worker with two seats: ASHA frees one before the other, and no trial trains alone for that."""
-    settings = {"placement.pairs.resources.cpus": 2, "pairs.epochs": 12, "pairs.validate_every_epochs": 4}
+    settings = {"placement.pairs.resources.cpus": 2, "pairs.epochs": 18, "pairs.validate_every_epochs": 6}
     sweep = small_sweep(
         tiny, settings=settings, budget={"trials": 6}, cohort=2,
-        scheduler={"kind": "asha", "grace": 4, "reduction": 2},
+        scheduler={"kind": "asha", "grace": 6, "reduction": 2},
     )  # fmt: skip
     store, events = lent_all(frozen, tmp_path / "store"), list[Event]()
     found = tuning.run(sweep, store, launcher, on_event=events.append)
@@ -105,30 +106,30 @@ def test_a_worker_that_becomes_free_takes_a_whole_cohort_that_waited_for_it(
         assert max(trial.started or 0.0 for trial in after) < spans(before)[1], "it waited for the worker"
 
 
-@pytest.mark.parametrize(
-    ("budget", "settings"),
-    [({"hours": 20 / 3600}, {}), ({"gpu_hours": 2 / 3600}, {"placement.pairs.resources.gpus": 0.5})],
-    ids=["hours", "gpu_hours"],
-)
+@pytest.mark.parametrize(("limit", "spent"), [("hours", {"seconds": 3590.0}), ("gpu_hours", {"gpu_seconds": 3598.0})])
 def test_a_budget_that_is_used_up_ends_the_sweep_with_what_is_finished(
-    budget: dict, settings: dict, m2mkd, tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
+    limit: str, spent: dict, m2mkd, tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
 ) -> None:
-    """Of two trials one is complete in the store, so that the budget is spent on the other, which takes minutes."""
+    """An earlier run has finished one trial and left some seconds of an hour for the other, which takes minutes."""
     sweep = small_sweep(
-        tiny, settings=settings, space={"pairs.epochs": "grid([1, 4000])"}, scheduler="none", searcher="grid",
-        budget={"trials": 2, **budget},
+        tiny, settings={"placement.pairs.resources.gpus": 0.5}, space={"pairs.epochs": "grid([1, 4000])"},
+        scheduler="none", searcher="grid", budget={"trials": 2, limit: 1},
     )  # fmt: skip
     store, (short, long) = lent_all(frozen, tmp_path / "store"), drawn(sweep)
     execute(of_point(sweep, short), store, LocalLauncher()).raise_for_failures()
+    (pair,) = of_point(sweep, short)
+    value = store.manifest(pair.address)["metrics"]["val_top1"]
+    done = TrialRecord(name="before", point=short, state="complete", history=((1.0, value),))
+    write(store, SweepResults(sweep=sweep, created=1e9, updated=1e9, trials=(done,), **spent))
+    began = time.monotonic()
     found = tuning.run(sweep, store, launcher)
 
-    (limit,) = budget
     assert (found.state, f"budget.{limit}" in found.why) == ("complete", True)
-    first, second = found.trials
-    assert (first.point, first.state, second.state) == (short, "complete", "stopped")
-    assert f"budget.{limit}" in second.why
-    assert found.best == first
-    assert [store.status(stage.address).state for stage in of_point(sweep, long)] == ["partial"]
+    assert found.best is not None
+    assert (found.best.point, found.best.value, found.best.state) == (short, value, "complete")
+    assert {trial.state for trial in found.trials if trial.point == long} <= {"stopped"}
+    assert [store.status(stage.address).state for stage in of_point(sweep, long)] != ["complete"]
+    assert found.seconds - spent.get("seconds", 0.0) <= time.monotonic() - began
     (tmp_path / "sweep.yaml").write_text(to_yaml(sweep))
     told = m2mkd("sweep", "status", tmp_path / "sweep.yaml", "--store", store.root)
     assert f"ended early: budget.{limit}" in told.out

@@ -116,3 +116,11 @@ def test_what_an_earlier_run_left_of_a_trial_is_taken_up(made: Made) -> None:
     again = Trying.from_record(made.trial._sweep, base(made.trial._sweep), record, 0)
     assert again.was_ended
     assert again.record() == record
+
+
+def test_a_trial_whose_stages_have_no_seat_yet_waits(made: Made) -> None:
+    made.trial.recorded = [(0, made.first, False), (1, made.second, False)]
+    made.trial.state = "running"
+    assert made.trial.record().state == "waiting"
+    made.second.started = 1.0
+    assert made.trial.record().state == "running"
