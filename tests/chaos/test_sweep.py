@@ -64,6 +64,7 @@ class Command:
     def __exit__(self, *error: object) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     @property
     def said(self) -> str:
