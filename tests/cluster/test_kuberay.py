@@ -1,7 +1,7 @@
-"""The files for Kubernetes, held against the fields of KubeRay 1.7 and the rules of its operator.
+"""The files for Kubernetes, held against KubeRay's own schemas and the rules of its operator.
 
-The schema (`kuberay.schema.yaml`) is written by hand from the documentation of the API, not the operator's CRD itself.
-Rules between fields are those of `validation.go` of KubeRay 1.7 (`ray-operator/controllers/ray/utils/`).
+The schemas are those of its CRDs (`crds/NOTICE.md`). Rules between fields are those of `validation.go` of KubeRay 1.7
+(`ray-operator/controllers/ray/utils/`).
 """
 
 import copy
@@ -14,21 +14,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 import typer
-import yaml
 from cluster_files import CLUSTER, GROUPS, KUBERAY, load, of, pinned, python_version
+from kuberay_schema import check
 
 import m2mkd_ray
 from m2mkd_ray.cli import app
 from m2mkd_ray.recipes import find_recipe
 
-SCHEMA = yaml.safe_load((Path(__file__).parent / "kuberay.schema.yaml").read_text(encoding="utf-8"))
 every_file = pytest.mark.parametrize("file", KUBERAY, ids=of)
 every_job = pytest.mark.parametrize("file", [file for file in KUBERAY if "job" in file.stem], ids=of)
-
-
-def check(content: dict) -> None:
-    """Validate by the schema of its kind."""
-    jsonschema.validate(content, {"$ref": f"#/definitions/{content['kind']}", "definitions": SCHEMA["definitions"]})
 
 
 def cluster(content: dict) -> dict:
@@ -57,9 +51,11 @@ SPOILT: dict[str, Callable[[dict], object]] = {
     "a number that has to be a string": lambda job: cluster(job)["headGroupSpec"]["rayStartParams"].update(x=0),
     "a label that is not a string": lambda job: cluster(job)["workerGroupSpecs"][0]["labels"].update(x=True),
     "a mode that is none": lambda job: cluster(job)["authOptions"].update(mode="tokens"),
-    "a rule with two conditions": lambda job: job["spec"]["deletionStrategy"]["deletionRules"][0]["condition"].update(
-        jobDeploymentStatus="Failed"
-    ),
+    "a policy that is none": lambda job: job["spec"]["deletionStrategy"]["deletionRules"][0].update(policy="Delete"),
+    "a key of a container": lambda job: pods(job)[0]["containers"][0].update(ressources={}),
+    "a quantity that is none": lambda job: pods(job)[1]["containers"][0]["resources"]["limits"].update(memory="4GiB"),
+    "a group without a pod": lambda job: cluster(job)["workerGroupSpecs"][0].pop("template"),
+    "a key of the metadata": lambda job: job["metadata"].update(nam="x"),
 }
 
 
@@ -139,6 +135,8 @@ def test_the_operators_rules_for_deletion_hold(file: Path) -> None:
     assert not spec.get("shutdownAfterJobFinishes")  # excludes rules
     assert "ttlSecondsAfterFinished" not in spec  # wants shutdownAfterJobFinishes
     assert not any(rule["policy"] == "DeleteWorkers" for rule in rules)  # refused where Ray scales
+    for rule in rules:  # of the CRD's own rules between fields, which a JSON schema cannot say
+        assert len({"jobStatus", "jobDeploymentStatus"} & rule["condition"].keys()) == 1
     conditions = [json.dumps([rule["policy"], rule["condition"]], sort_keys=True) for rule in rules]
     assert len(set(conditions)) == len(conditions)
     ended = {rule["condition"].get("jobStatus") for rule in rules if rule["policy"] == "DeleteCluster"}
