@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from m2mkd_ray.data.lanes import balanced
 from m2mkd_ray.errors import DataError, M2mkdError
 from m2mkd_ray.evaluation import class_columns, find_suite
 from m2mkd_ray.execution import Stage
-from m2mkd_ray.execution.feasibility import Node, misfits
+from m2mkd_ray.execution.feasibility import Node, is_in_group, lack, misfits
 from m2mkd_ray.execution.planning.devices import type_name
 from m2mkd_ray.models import create_vit, family, split
 from m2mkd_ray.models.moe import Experts
@@ -331,25 +332,28 @@ def _too_many_ranks(stage: Stage, ranks: Ranks, nodes: Sequence[Node]) -> str | 
     wanted = {name: amount for name, amount in (("CPU", group.cpus), ("GPU", group.gpus)) if amount}
     driver = {"CPU": stage.resources.cpus, "GPU": stage.resources.gpus}
     rooms = [
-        sum(_room(other, wanted, driver if other is node else {}) for other in nodes)
+        sum(room(other, wanted, driver if other is node else {}) for other in nodes if is_in_group(other, group.each))
         for node in nodes
         if all(node.resources.get(name, 0.0) >= amount for name, amount in driver.items())
     ]
-    if not rooms or (room := max(rooms)) >= group.num_ranks:
+    if not rooms or (most := max(rooms)) >= group.num_ranks:
         return None  # a driver that no node can hold is a misfit of its stage
+    if group.each.group and (text := lack(group.each, nodes)) is not None:
+        return f"A rank of {stage.name} asks for {text}"
     each = " and ".join(f"{amount:g} {name}s" for name, amount in wanted.items())
+    nodes = [node for node in nodes if is_in_group(node, group.each)]
     has = ", ".join(f"{sum(node.resources.get(name, 0.0) for node in nodes):g} {name}s" for name in wanted)
     held = " and ".join(f"{amount:g} {name}s" for name, amount in driver.items() if amount)
     return (
-        f"{stage.name} asks for {group.num_ranks} ranks of {each} each, but there is room for {room} "
+        f"{stage.name} asks for {group.num_ranks} ranks of {each} each, but there is room for {most} "
         f"({len(nodes)} nodes with {has} in all"
         + (f", of which its driver holds {held}). Lower placement.driver, " if held else "). Lower ")
         + f"{ranks.number} or what each rank gets, or, for a Ray of our own, raise --num-cpus."
     )
 
 
-def _room(node: Node, wanted: Mapping[str, float], taken: Mapping[str, float]) -> int:
-    """Ranks that a node can hold beside what is taken of it."""
+def room(node: Node, wanted: Mapping[str, float], taken: Mapping[str, float] = MappingProxyType({})) -> int:
+    """Processes that a node can hold, beside what is taken of it; each has to want something."""
     return int(min((node.resources.get(name, 0.0) - taken.get(name, 0.0)) / each for name, each in wanted.items()))
 
 

@@ -358,6 +358,11 @@ MISTAKES = (
         "4000 GPUs, but no node has",
     ),
     Mistake(
+        "node group that is not there",
+        "run tiny.yaml --set placement.pairs.resources.node_group=gpus",
+        "on a node of group gpus, but there is none",
+    ),
+    Mistake(
         "more ranks than there is room for",
         f"run tiny.yaml {RANKS}=2 --set placement.finetune.cpus_per_worker=1 --num-cpus 1",
         "finetune asks for 2 ranks of 1 CPUs each, but there is room for 1",

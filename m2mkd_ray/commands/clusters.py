@@ -23,6 +23,8 @@ class NodeType(BaseModel, frozen=True, extra="forbid"):
 
     type: str
     """Their name; for nodes without GPUs also the type of device."""
+    group: str = ""
+    """Their label `m2mkd.node-group`; empty: they have none."""
     count: int = Field(1, ge=1)
     gpus: int = Field(0, ge=0)
     """GPUs of each."""
@@ -80,8 +82,9 @@ def nodes_of_file(file: Path) -> "list[Node]":
     if not (groups or {"nodes", "available_node_types"} & content.keys()):
         raise UsageError(
             f"The cluster file {file} has neither `nodes:` (a list of type, count, gpus, gpu_type, gpu_memory_gb, "
-            f"cpus, memory_gb, spot) nor `available_node_types:` (a Ray cluster's YAML) nor `workerGroupSpecs:` (of "
-            f"KubeRay). Give one of them; for a cluster of fixed hosts, describe these as `nodes:`."
+            f"cpus, memory_gb, spot, group) nor `available_node_types:` (a Ray cluster's YAML) nor "
+            f"`workerGroupSpecs:` (of KubeRay). Give one of them; for a cluster of fixed hosts, describe these as "
+            f"`nodes:`."
         )
     if groups:
         content = {"nodes": list(of_kuberay(file, groups))}
@@ -99,7 +102,7 @@ def nodes_of_file(file: Path) -> "list[Node]":
 
 
 def _node(kind: NodeType, number: int) -> "Node":
-    from m2mkd_ray.execution.feasibility import Node
+    from m2mkd_ray.execution.feasibility import GROUP_LABEL, Node
     from m2mkd_ray.execution.planning.devices import ACCELERATOR
 
     memory = kind.memory_gb * 1e9 if kind.memory_gb is not None else float("inf")
@@ -107,6 +110,8 @@ def _node(kind: NodeType, number: int) -> "Node":
     if kind.gpu_type:
         resources[f"{ACCELERATOR}{kind.gpu_type}"] = 1.0
     labels = {"ray.io/node-group": kind.type, "ray.io/market-type": "spot" if kind.spot else "on-demand"}
+    if kind.group:
+        labels[GROUP_LABEL] = kind.group
     if kind.gpu_memory_gb is not None:
         labels["gpu-memory-gb"] = f"{kind.gpu_memory_gb:g}"
     return Node(f"{kind.type}-{number}", resources, labels=labels)
@@ -114,6 +119,7 @@ def _node(kind: NodeType, number: int) -> "Node":
 
 def _of_ray(file: Path, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Entries of `nodes` from a Ray cluster's YAML: one head, and of each other type its `max_workers`."""
+    from m2mkd_ray.execution.feasibility import GROUP_LABEL
     from m2mkd_ray.execution.planning.devices import ACCELERATOR
 
     types = content["available_node_types"]
@@ -135,8 +141,10 @@ def _of_ray(file: Path, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         entry["gpu_type"] = known[0] if known else ""
         if resources.get("memory"):
             entry["memory_gb"] = resources["memory"] / 1e9
-        if label := (kind.get("labels") or {}).get("gpu-memory-gb"):
+        labels = kind.get("labels") or {}
+        if label := labels.get("gpu-memory-gb"):
             entry["gpu_memory_gb"] = label
+        entry["group"] = labels.get(GROUP_LABEL, "")
         yield entry | {"spot": _is_spot(kind)}
 
 

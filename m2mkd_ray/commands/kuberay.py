@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from m2mkd_ray.errors import UsageError
+from m2mkd_ray.execution.feasibility import GROUP_LABEL
 
 _QUANTITY = re.compile(r"([0-9.]+)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 _FACTORS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15} | {
@@ -50,6 +51,7 @@ def of_kuberay(file: Path, groups: Sequence[Any]) -> Iterator[dict[str, Any]]:
         entry["gpu_type"] = labels.get("ray.io/accelerator-type", "")
         if label := labels.get("gpu-memory-gb"):
             entry["gpu_memory_gb"] = label
+        entry["group"] = labels.get(GROUP_LABEL, "")
         if "memory" in limits:
             entry["memory_gb"] = quantity(file, limits["memory"]) / 1e9
         yield entry | {"spot": is_labelled_spot(labels)}

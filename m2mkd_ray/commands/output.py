@@ -82,10 +82,10 @@ def mates(where: Mapping[str, Any], address: str) -> list[str]:
     return [other for other in where.get("cohort") or () if other != address]
 
 
-def resources(cpus: float, gpus: float, memory_gb: float | None) -> str:
+def resources(cpus: float, gpus: float, memory_gb: float | None, node_group: str = "") -> str:
     """What a worker is given, in words."""
     words = [f"{cpus:g} CPU"] + ([f"{gpus:g} GPU"] if gpus else []) + ([f"{memory_gb:g} GB"] if memory_gb else [])
-    return ", ".join(words)
+    return ", ".join(words) + (f" on {node_group}" if node_group else "")
 
 
 def _is_top1(name: str) -> bool:

@@ -59,12 +59,12 @@ def plan(
     from m2mkd_ray.execution import plan_status
 
     chosen = session(context).choose(recipe, settings)
-    stages = planned(chosen)
     if cluster is not None:
-        _plan_seats(chosen, stages, cluster, placement, plot, session(context).open_store(store), as_json)
+        _plan_seats(chosen, cluster, placement, plot, session(context).open_store(store), as_json)
         return
     if plot is not None:
         raise UsageError("--plot draws seats on nodes: say which with --cluster.")
+    stages = planned(chosen)
     problems = preflight.problems(chosen)
     opened = session(context).open_store(store)
     states = {status.address: status for status in plan_status(stages, opened)}
@@ -91,7 +91,6 @@ def plan(
 
 def _plan_seats(
     recipe: "Recipe",
-    stages: "list[Stage]",
     cluster: str,
     placement: str,
     plot: Path | None,
@@ -100,9 +99,12 @@ def _plan_seats(
 ) -> None:
     """Print, and draw if asked to, the seats of the stages that train a module."""
     from m2mkd_ray.commands.clusters import cluster_nodes
+    from m2mkd_ray.commands.grouping import in_groups
     from m2mkd_ray.commands.seats import draw, expect, print_expected
 
     nodes = cluster_nodes(cluster)
+    recipe = in_groups(recipe, nodes)
+    stages = planned(recipe)
     expected, visits = expect(recipe, stages, nodes, placement, store)
     if plot is not None:
         draw(visits, nodes, expected, plot)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from m2mkd_ray.execution import Event, Launcher, Outcome, Stage, Store
     from m2mkd_ray.execution.ahead import Ahead
     from m2mkd_ray.execution.ray_launcher import RayLauncher
+    from m2mkd_ray.execution.stage import Resources
     from m2mkd_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,9 @@ def run(
     chosen = now.choose(recipe, settings)
     stages = closure(planned(chosen), until or None)
     opened = now.open_store(store)
-    machine = _launcher(now, chosen, stages, launcher, address, num_cpus, verify=verify)
+    machine, placed = _launcher(now, chosen, stages, launcher, address, num_cpus, verify=verify)
+    if placed is not chosen:
+        chosen, stages = placed, closure(planned(placed), until or None)
     try:
         with (
             follower(stages, opened, now.log.console, polls_store=machine.runs_in_process) as shown,
@@ -171,14 +174,13 @@ def _ahead(machine: "Launcher", lead_s: float) -> "Ahead | None":
         return None
     from m2mkd_ray.execution.ahead import Ahead
     from m2mkd_ray.execution.ray_launcher import RayLauncher
-    from m2mkd_ray.execution.stage import Resources
 
     if not (isinstance(machine, RayLauncher) and machine.may_request()):
         return None
 
     def needs(stage: "Stage") -> "Sequence[Resources]":
         group = ranks.group if (ranks := ranks_of(stage)) is not None else None
-        of_ranks = [] if group is None else [Resources(cpus=group.cpus, gpus=group.gpus)] * group.num_ranks
+        of_ranks = [] if group is None else [group.each] * group.num_ranks
         return (stage.resources, *of_ranks)
 
     return Ahead(machine.request, lead_s, needs)
@@ -193,16 +195,17 @@ def _launcher(
     num_cpus: int | None,
     *,
     verify: bool,
-) -> "Launcher":
-    """The launcher, after all checks. Where nothing is left to run there is nothing to check or to start."""
+) -> "tuple[Launcher, Recipe]":
+    """The launcher, after all checks, and the recipe as it is placed there. Where nothing is left to run there is
+    nothing to check or to start."""
     from m2mkd_ray import preflight
-    from m2mkd_ray.execution import LocalLauncher, check
+    from m2mkd_ray.execution import LocalLauncher, check, in_order
 
     store = now.store
     assert store is not None
     todo = [stage for stage in stages if store.status(stage.address, verify=verify).state != "complete"]
     if not todo:
-        return LocalLauncher()
+        return LocalLauncher(), recipe
     checks = [lambda: preflight.problems(recipe)]
     if name is LauncherName.LOCAL:
         checks.append(lambda: _not_without_ray(todo))
@@ -213,7 +216,14 @@ def _launcher(
         logger.warning(warning)
     if (file := log_file(store, "run")) is not None:
         now.log.keep(file)
-    return LocalLauncher() if name is LauncherName.LOCAL else start_ray(recipe, todo, store, address, num_cpus)
+    if name is LauncherName.LOCAL:
+        return LocalLauncher(), recipe
+    addresses = {stage.address for stage in todo}
+
+    def still_to_run(placed: "Recipe") -> "Sequence[Stage]":
+        return [stage for stage in in_order(planned(placed)) if stage.address in addresses]
+
+    return start_ray(recipe, still_to_run, store, address, num_cpus)
 
 
 def _not_without_ray(stages: "Sequence[Stage]") -> list[str]:
@@ -227,30 +237,43 @@ def _not_without_ray(stages: "Sequence[Stage]") -> list[str]:
 
 
 def start_ray(
-    recipe: "Recipe", stages: "Sequence[Stage]", store: "Store", address: str | None, num_cpus: int | None
-) -> "RayLauncher":
-    """A launcher on a Ray that can hold the stages, for which nothing else is wrong either.
+    recipe: "Recipe",
+    stages_of: "Callable[[Recipe], Sequence[Stage]]",
+    store: "Store",
+    address: str | None,
+    num_cpus: int | None,
+) -> "tuple[RayLauncher, Recipe]":
+    """A launcher on a Ray that can hold a recipe's stages, for which nothing else is wrong either.
+
+    Returns:
+        The launcher, and the recipe with the node groups of that Ray (`grouping.in_groups`); itself where it has none.
 
     Raises:
         ClusterError: no Ray answers.
         PlanError: something is wrong with the stages there; lists every problem.
     """
     from m2mkd_ray import preflight
+    from m2mkd_ray.commands.grouping import in_groups
     from m2mkd_ray.execution import check
     from m2mkd_ray.execution.ray_launcher import RayLauncher
 
     cpus = (num_cpus or preflight.available_cpus()) if address is None else None
     launcher = RayLauncher(address, num_cpus=cpus, prewarm=["m2mkd_ray.stages.incubate"])
     try:
-        nodes = launcher.nodes()
+        nodes, grows = launcher.nodes(), launcher.autoscaler
+        placed = in_groups(recipe, nodes, grows)
+        stages = stages_of(placed)
         ranks = preflight.rank_problems(stages, nodes)
-        for warning in preflight.cluster_warnings(recipe, nodes) + (ranks if launcher.may_grow() else []):
+        warnings = ranks if grows.may_grow else []
+        if grows.groups:  # all nodes that may come are known
+            ranks = preflight.rank_problems(stages, [*nodes, *grows.most_nodes])
+        for warning in preflight.cluster_warnings(recipe, nodes) + warnings:
             logger.warning(warning)
-        check(stages, store, launcher, extra=[lambda: [] if launcher.may_grow() else ranks])
+        check(stages, store, launcher, extra=[lambda: ranks if grows.groups or not grows.may_grow else []])
     except BaseException:
         launcher.close()
         raise
-    return launcher
+    return launcher, placed
 
 
 def result_of(recipe: "Recipe", store: "Store", outcome: "Outcome") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from m2mkd_ray.commands.sweep_output import (
 from m2mkd_ray.errors import ArtifactError, RunError
 
 if TYPE_CHECKING:
-    from m2mkd_ray.execution import Store
+    from m2mkd_ray.execution import Stage, Store
     from m2mkd_ray.execution.ray_launcher import RayLauncher
     from m2mkd_ray.recipe import Recipe
     from m2mkd_ray.sweeps.expect import Expected
@@ -106,7 +106,7 @@ def run(
 
     if (whole := tuning.ended(chosen, opened)) is not None:  # Ray need not be started to find that
         return _print_end(whole, opened, as_json)
-    launcher = _launcher(now, chosen, now.recipe, expected, opened, address, num_cpus)
+    launcher, placed = _launcher(now, chosen, now.recipe, expected, opened, address, num_cpus)
     from m2mkd_ray.execution.event_log import EventLog
     from m2mkd_ray.execution.events import each
     from m2mkd_ray.execution.metrics import ExecutorMetrics
@@ -118,6 +118,7 @@ def run(
                 chosen,
                 opened,
                 launcher,
+                recipe=placed,
                 on_event=each(lines, log, ExecutorMetrics([*expected.shared, *expected.trained])),
                 on_change=lines.changed,
                 stall_timeout_s=stall_timeout or None,
@@ -136,11 +137,12 @@ def _launcher(
     store: "Store",
     address: str | None,
     num_cpus: int | None,
-) -> "RayLauncher":
-    """Ray, after all checks of what every trial needs."""
+) -> "tuple[RayLauncher, Recipe]":
+    """Ray, after all checks of what every trial needs, and the recipe as it is placed there."""
     from m2mkd_ray import preflight
     from m2mkd_ray.commands.run import start_ray
     from m2mkd_ray.execution import LocalLauncher, check
+    from m2mkd_ray.sweeps.expect import expect
 
     stages = [*expected.to_make, *expected.to_train]
     checks = [lambda: preflight.problems(recipe)]
@@ -151,7 +153,12 @@ def _launcher(
         logger.warning(warning)
     if (file := log_file(store, f"sweep-{sweep.name}")) is not None:
         now.log.keep(file)
-    return start_ray(recipe, stages, store, address, num_cpus)
+
+    def of_trials(placed: "Recipe") -> "list[Stage]":
+        found = expect(sweep, placed, store)
+        return [*found.to_make, *found.to_train]
+
+    return start_ray(recipe, of_trials, store, address, num_cpus)
 
 
 def _print_end(results: "SweepResults", store: "Store", as_json: bool) -> None:

@@ -114,7 +114,7 @@ def wanted_ahead(
     ready = [run for run in runs.values() if run.state is State.WAITING and _is_ready(run, runs)]
     return sorted(
         (bundle for run in (*stay, *ready, *coming) for bundle in needs(run.stage)),
-        key=lambda bundle: (bundle.gpus, bundle.cpus, bundle.memory_gb or 0.0),
+        key=lambda bundle: (bundle.gpus, bundle.cpus, bundle.memory_gb or 0.0, bundle.group),
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from m2mkd_ray.execution.stage import Resources, Stage
 
+GROUP_LABEL = "m2mkd.node-group"
+"""Our own label of a node's group, by which workers ask for it."""
 _UNITS = {"CPU": 1.0, "GPU": 1.0, "memory": 1e9}
 
 
@@ -25,7 +27,7 @@ class Node:
 
 def node_group(labels: Mapping[str, str]) -> str:
     """The group of a node: our own label, or the one that Ray's autoscaler and KubeRay give; empty: neither."""
-    return labels.get("m2mkd.node-group") or labels.get("ray.io/node-group") or ""
+    return labels.get(GROUP_LABEL) or labels.get("ray.io/node-group") or ""
 
 
 def is_spot(labels: Mapping[str, str]) -> bool:
@@ -52,9 +54,27 @@ def lack(resources: Resources, nodes: Sequence[Node]) -> str | None:
     wanted = in_ray(resources)
     if resources.gpus > 1 and resources.gpus != int(resources.gpus):
         return f"{resources.gpus:g} GPUs, but above one GPU Ray gives only whole ones."
-    if not any(_holds(node, wanted) for node in nodes):
+    allowed = [node for node in nodes if is_in_group(node, resources)]
+    if any(_holds(node, wanted) for node in allowed):
+        return None
+    if not resources.group:
         return f"{_say(wanted)}, but no node has so much: {_largest(nodes, wanted)}."
-    return None
+    asked = f"{_say(wanted) or 'a place'} on a node of group {resources.group}"
+    if allowed:
+        return f"{asked}, but none of these has so much: {_largest(allowed, wanted)}."
+    known = sorted({name for node in nodes if (name := node.labels.get(GROUP_LABEL))})
+    has = f"the nodes are of {', '.join(known)}" if known else f"no node has the label {GROUP_LABEL}"
+    return f"{asked}, but there is none: {has}."
+
+
+def is_in_group(node: Node, resources: Resources) -> bool:
+    """Whether a node is of the group that is asked for, if one is."""
+    return not resources.group or node.labels.get(GROUP_LABEL) == resources.group
+
+
+def label_selector(resources: Resources) -> dict[str, str]:
+    """What a node's labels have to be, as Ray takes it; empty: any."""
+    return {GROUP_LABEL: resources.group} if resources.group else {}
 
 
 def in_ray(resources: Resources) -> dict[str, float]:

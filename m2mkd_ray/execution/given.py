@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from m2mkd_ray.execution.feasibility import in_ray, lack
+from m2mkd_ray.execution.feasibility import Node, in_ray, is_in_group, lack
 from m2mkd_ray.execution.placement import GATHER_S, Seat, View
 from m2mkd_ray.execution.stage import Resources, Stage
 
@@ -79,11 +79,10 @@ class Gathering:
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """See `Placer`."""
-        free = [dict(node.resources) for node in view.nodes]
-        at = {node.id: number for number, node in enumerate(view.nodes)}
+        free = [(node, dict(node.resources)) for node in view.nodes]
         have_ranks = False
         for occupied in view.occupied:
-            where = free if occupied.node is None else [free[at[occupied.node]]] if occupied.node in at else []
+            where = [each for each in free if occupied.node in (None, each[0].id)]
             _take(occupied.seat.resources, where)
             ranks = [each for stage in occupied.seat.stages for each in self._ranks(stage)]
             _take_all(ranks, free)
@@ -108,21 +107,21 @@ def _is_full(seat: Seat) -> bool:
     return len(seat.stages) >= first.cohort or first.together is None or not first.mates
 
 
-def _take(resources: Resources, nodes: Sequence[dict[str, float]]) -> bool:
-    """Take resources from the first node that has them; whether one had."""
+def _take(resources: Resources, nodes: Sequence[tuple[Node, dict[str, float]]]) -> bool:
+    """Take resources from the first node of their group that has them free; whether one had."""
     wanted = in_ray(resources)
-    for node in nodes:
-        if all(node.get(name, 0.0) + 1e-6 >= amount for name, amount in wanted.items()):
-            node.update({name: node.get(name, 0.0) - amount for name, amount in wanted.items()})
+    for node, free in nodes:
+        if is_in_group(node, resources) and all(free.get(name, 0.0) + 1e-6 >= held for name, held in wanted.items()):
+            free.update({name: free.get(name, 0.0) - held for name, held in wanted.items()})
             return True
     return False
 
 
-def _take_all(wanted: Sequence[Resources], nodes: Sequence[dict[str, float]]) -> bool:
+def _take_all(wanted: Sequence[Resources], nodes: Sequence[tuple[Node, dict[str, float]]]) -> bool:
     """Take several, or none if there is not room for all; whether there was."""
-    left = [dict(node) for node in nodes]
+    left = [(node, dict(free)) for node, free in nodes]
     if not all(_take(resources, left) for resources in wanted):
         return False
-    for node, rest in zip(nodes, left, strict=True):
-        node.update(rest)
+    for (_, free), (_, rest) in zip(nodes, left, strict=True):
+        free.update(rest)
     return True

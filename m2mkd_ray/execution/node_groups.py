@@ -10,7 +10,7 @@ a container of its own: nodes may come, but nobody can say which.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class NodeGroup:
     resources: Mapping[str, float]
     most: int
     """How many there may be."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of each of its nodes."""
 
     @property
     def node(self) -> Node:
         """One of them."""
-        return Node(f"node type {self.name}", self.resources)
+        return Node(f"node type {self.name}", self.resources, labels=self.labels)
 
     def __str__(self) -> str:
         return f"{self.name} ({said(self.resources)}, up to {self.most} node{'s' if self.most != 1 else ''})"
@@ -55,6 +57,13 @@ class Autoscaler:
     may_grow: bool
     groups: tuple[NodeGroup, ...] = ()
     """All groups that may have nodes; empty where they are not known."""
+    reads_labels: bool = True
+    """Whether it starts nodes by the labels that are asked for: version 2 does, version 1 looks at resources only."""
+
+    @property
+    def most_nodes(self) -> list[Node]:
+        """All nodes that it may have started at once, as far as that is known."""
+        return [group.node for group in self.groups for _ in range(group.most)]
 
 
 def find_autoscaler() -> Autoscaler:
@@ -66,10 +75,10 @@ def find_autoscaler() -> Autoscaler:
         return Autoscaler(may_grow=False)
     found = _ask_head()
     if found is None:  # no such process there, as with KubeRay; or it cannot be asked
-        return Autoscaler(may_grow=True)
+        return Autoscaler(may_grow=True, reads_labels=is_v2)
     groups = tuple(group for group in groups_of(found) if group.most)
     are_known = all(group.resources for group in groups)
-    return Autoscaler(may_grow=bool(groups), groups=groups if are_known else ())
+    return Autoscaler(may_grow=bool(groups), groups=groups if are_known else (), reads_labels=is_v2)
 
 
 def groups_of(config: Mapping[str, Any]) -> list[NodeGroup]:
@@ -79,7 +88,9 @@ def groups_of(config: Mapping[str, Any]) -> list[NodeGroup]:
     """
     most = config.get("max_workers", _DEFAULT_MOST)
     return [
-        NodeGroup(name, kind.get("resources") or {}, min(most, kind.get("max_workers", most)))
+        NodeGroup(
+            name, kind.get("resources") or {}, min(most, kind.get("max_workers", most)), kind.get("labels") or {}
+        )
         for name, kind in (config.get("available_node_types") or {}).items()
         if name != config.get("head_node_type")
     ]

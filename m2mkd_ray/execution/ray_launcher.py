@@ -19,7 +19,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.errors import ClusterError, StoreError
-from m2mkd_ray.execution.feasibility import Node, in_ray, misfits
+from m2mkd_ray.execution.feasibility import Node, in_ray, label_selector, misfits
 from m2mkd_ray.execution.job import Job
 from m2mkd_ray.execution.leaving import leaving_nodes
 from m2mkd_ray.execution.node_groups import Autoscaler, find_autoscaler
@@ -129,7 +129,7 @@ class RayLauncher:
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Stages that no node can hold, and nodes that cannot write the store."""
-        groups = self._autoscaler.groups
+        groups = self.autoscaler.groups
         found = misfits(plan, self.nodes() + [group.node for group in groups])
         if found and groups:
             found.append(f"Node groups: {'; '.join(str(group) for group in groups)}.")
@@ -145,11 +145,11 @@ class RayLauncher:
 
     def may_grow(self) -> bool:
         """Whether an autoscaler may start more nodes."""
-        return self._autoscaler.may_grow
+        return self.autoscaler.may_grow
 
     @cached_property
-    def _autoscaler(self) -> Autoscaler:
-        """It is asked for once: it does not change while a cluster runs."""
+    def autoscaler(self) -> Autoscaler:
+        """What is known of the cluster's. It is asked for once: it does not change while a cluster runs."""
         return Autoscaler(may_grow=False) if self._is_local else find_autoscaler()
 
     def may_request(self) -> bool:
@@ -163,7 +163,7 @@ class RayLauncher:
         """
         bundles = [in_ray(resources) for resources in wanted]
         try:
-            request_resources(bundles=bundles)
+            request_resources(bundles=bundles, bundle_label_selectors=[label_selector(each) for each in wanted])
         except Exception:  # a hint is not worth a run, and at the end of one would hide how it ended
             logger.warning("The autoscaler could not be asked for %d bundles ahead", len(bundles), exc_info=True)
 

@@ -16,7 +16,7 @@ import ray.cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.execution.context import Made, Maker
-from m2mkd_ray.execution.feasibility import is_spot, node_group
+from m2mkd_ray.execution.feasibility import is_spot, label_selector, node_group
 from m2mkd_ray.execution.job import Job, Where, here
 from m2mkd_ray.execution.leaving import LeavingNodes
 from m2mkd_ray.execution.metrics import report_metrics
@@ -125,6 +125,7 @@ def _actor_class() -> Any:
 def ask_for_worker(resources: Resources, node: str | None) -> Any:
     """An actor with these resources, on a node if one is named; it comes up when there is room.
 
+    A node that is named has been chosen by its group already, so that the group is asked for only where none is.
     Ray restarts it never (`max_restarts=0`): the executor does, which counts kinds of failure apart.
     """
     return (
@@ -135,6 +136,7 @@ def ask_for_worker(resources: Resources, node: str | None) -> Any:
             memory=int(resources.memory_gb * 1e9) if resources.memory_gb else None,
             max_restarts=0,
             max_task_retries=0,
+            label_selector=label_selector(resources) if node is None else None,
             scheduling_strategy=None if node is None else NodeAffinitySchedulingStrategy(node, soft=False),
         )
         .remote(resources.cpus, resources.gpus)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from m2mkd_ray.execution.cohort import Together
     from m2mkd_ray.execution.context import StageContext
 
+ANY_GROUP = "any"
+"""The node group that says there is to be none."""
+
 Metrics = Mapping[str, Any]
 """What a stage returns: JSON values by name."""
 
@@ -32,6 +35,14 @@ class Resources(BaseModel, frozen=True, extra="forbid"):
     """GPUs; a fraction shares one with other stages, above one it is a whole number."""
     memory_gb: float | None = None
     """Memory to reserve in GB; None reserves none."""
+    node_group: str = ""
+    """Only on nodes of this group (label `m2mkd.node-group`); `any`, or empty: on any node. Empty in a recipe: as the
+    cluster has groups (`commands/grouping.py`)."""
+
+    @property
+    def group(self) -> str:
+        """The group that it has to be on; empty: none."""
+        return "" if self.node_group == ANY_GROUP else self.node_group
 
 
 @dataclass(frozen=True)

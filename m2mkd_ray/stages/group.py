@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from m2mkd_ray.errors import M2mkdError, TrainingError
+from m2mkd_ray.execution.feasibility import label_selector
+from m2mkd_ray.execution.stage import Resources
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -34,6 +36,13 @@ class Group:
     """How often the ranks are started again."""
     start_timeout_s: float
     """How long to wait for the ranks' resources before trying again (a cluster may have to grow)."""
+    node_group: str = ""
+    """Only on nodes of this group, as in `Resources`."""
+
+    @property
+    def each(self) -> Resources:
+        """What each rank holds, and where."""
+        return Resources(cpus=self.cpus, gpus=self.gpus, node_group=self.node_group)
 
 
 def run_ranks(
@@ -77,7 +86,10 @@ def run_ranks(
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if group.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=group.num_ranks, use_gpu=group.gpus > 0, resources_per_worker=resources
+            num_workers=group.num_ranks,
+            use_gpu=group.gpus > 0,
+            resources_per_worker=resources,
+            label_selector=label_selector(group.each) or None,  # type: ignore[call-arg]  # as below
         ),
         run_config=RunConfig(
             name=RUN_NAME,

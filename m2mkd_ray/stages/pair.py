@@ -96,7 +96,7 @@ class IncubatePlacement(TrainPlacement, frozen=True, extra="forbid"):
         if self.ranks == 1:
             return None
         own = self.resources
-        return Group(self.ranks, own.cpus, own.gpus, self.max_failures, self.start_timeout_s)
+        return Group(self.ranks, own.cpus, own.gpus, self.max_failures, self.start_timeout_s, own.node_group)
 
 
 @dataclass

@@ -54,6 +54,8 @@ class FinetunePlacement(TrainPlacement, frozen=True, extra="forbid"):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: Literal[0, 1] = 0
     """DeepSpeed gives each rank a device of its own, so neither fractions nor several."""
+    node_group: str = ""
+    """Only on nodes of this group, as in `Resources`."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     max_failures: int = Field(3, ge=0)
     """How often Ray Train starts the ranks again from the last checkpoint."""
@@ -66,7 +68,12 @@ class FinetunePlacement(TrainPlacement, frozen=True, extra="forbid"):
         if self.engine == "torch":
             return None
         return Group(
-            self.num_workers, self.cpus_per_worker, self.gpus_per_worker, self.max_failures, self.start_timeout_s
+            self.num_workers,
+            self.cpus_per_worker,
+            self.gpus_per_worker,
+            self.max_failures,
+            self.start_timeout_s,
+            self.node_group,
         )
 
 

@@ -11,14 +11,15 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from m2mkd_ray.errors import ArtifactError, ClusterError, PlanError, RunError
-from m2mkd_ray.execution import Event, Resources, Stage, Store, in_order
-from m2mkd_ray.execution.feasibility import Node, in_ray, misfits
+from m2mkd_ray.execution import Event, Stage, Store, in_order
+from m2mkd_ray.execution.feasibility import Node, in_ray, is_in_group, misfits
 from m2mkd_ray.execution.interrupts import interrupts
 from m2mkd_ray.execution.launcher import Launcher
+from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.execution.worker import versions
 from m2mkd_ray.recipe import Recipe
 from m2mkd_ray.sweeps import points, results
@@ -47,6 +48,7 @@ def run(
     store: Store,
     launcher: Launcher,
     *,
+    recipe: Recipe | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_change: Callable[[SweepResults], None] = lambda results: None,
     stall_timeout_s: float | None = None,
@@ -56,6 +58,7 @@ def run(
 
     Args:
         launcher: of Ray, which has been started.
+        recipe: the sweep's, with another placement; None: as it is (`points.base`).
         on_event: called for whatever the executor tells of stages.
         on_change: called with the results whenever they were written down.
         stall_timeout_s: see `execute`; so for `wait_timeout_s`.
@@ -69,7 +72,8 @@ def run(
         TrainingError: a target measured no such metric.
         KeyboardInterrupt: SIGINT or SIGTERM. The same call goes on.
     """
-    base = points.check(sweep)
+    checked = points.check(sweep)
+    base = checked if recipe is None else recipe
     if (whole := ended(sweep, store)) is not None:
         on_change(whole)
         return whole
@@ -183,7 +187,7 @@ def max_concurrent(stages: Sequence[Stage], nodes: Sequence[Node]) -> int:
         stages: those of one trial that are its own.
     """
     fits = [
-        math.ceil(cohort * _workers(in_ray(resources), nodes) / number)
+        math.ceil(cohort * _workers(resources, nodes) / number)
         for (resources, cohort), number in _alike(stages).items()
     ]
     return max(1, min([*fits, _MOST_TRIALS]))
@@ -206,12 +210,14 @@ def _alike(stages: Sequence[Stage]) -> Counter[tuple[Resources, int]]:
     return Counter((stage.resources, stage.cohort if stage.together and stage.mates else 1) for stage in stages)
 
 
-def _workers(wanted: Mapping[str, float], nodes: Sequence[Node]) -> int:
+def _workers(resources: Resources, nodes: Sequence[Node]) -> int:
+    wanted = in_ray(resources)
     if not wanted:
         return _MOST_TRIALS
     return sum(
         math.floor(min(node.resources.get(name, 0.0) / amount for name, amount in wanted.items()) + 1e-6)
         for node in nodes
+        if is_in_group(node, resources)
     )
 
 

@@ -3,7 +3,10 @@
 from toy import Number, add
 
 from m2mkd_ray.execution import Resources, Stage
-from m2mkd_ray.execution.feasibility import Node, misfits
+from m2mkd_ray.execution.feasibility import Node, lack, misfits
+from m2mkd_ray.execution.given import Gathering
+from m2mkd_ray.execution.placement import View
+from m2mkd_ray.execution.planning.fleet import devices_for
 
 NODES = [Node("small", {"CPU": 2.0, "memory": 8e9}), Node("gpu", {"CPU": 4.0, "GPU": 1.0, "memory": 16e9})]
 
@@ -40,3 +43,34 @@ def test_fractions_above_one_gpu_are_refused() -> None:
 def test_no_nodes_at_all_is_said() -> None:
     (problem,) = misfits([stage("a")], [])
     assert "there are no nodes" in problem
+
+
+IN_GROUPS = [
+    Node("a", {"CPU": 4.0, "GPU": 1.0}, labels={"m2mkd.node-group": "incubate"}),
+    Node("b", {"CPU": 64.0, "GPU": 8.0}, labels={"m2mkd.node-group": "finetune"}),
+]
+
+
+def test_only_nodes_of_the_group_that_is_asked_for_count() -> None:
+    small = Resources(cpus=1, gpus=1, node_group="incubate")
+    assert lack(small, IN_GROUPS) is None
+    assert lack(Resources(cpus=1, gpus=4), IN_GROUPS) is None
+    assert lack(Resources(cpus=1, gpus=4, node_group="any"), IN_GROUPS) is None
+    assert lack(Resources(cpus=1, gpus=4, node_group="incubate"), IN_GROUPS) == (
+        "1 CPU and 4 GPUs on a node of group incubate, but none of these has so much: the most on one of 1 is "
+        "4 CPUs and 1 GPU. Lower the stages' resources or add a larger node."
+    )
+    assert lack(small, NODES) == (
+        "1 CPU and 1 GPU on a node of group incubate, but there is none: no node has the label m2mkd.node-group."
+    )
+
+
+def test_devices_and_seats_are_those_of_the_group() -> None:
+    request = Resources(cpus=1, gpus=1, node_group="incubate")
+    assert [device.node for device in devices_for(request, IN_GROUPS, [])] == ["a"]
+    stages = [
+        Stage(name, add, Number(), resources=request, together=lambda members: iter(()), mates=name, cohort=2)
+        for name in ("x", "y")
+    ]
+    (seat,) = Gathering().seats(stages, View(IN_GROUPS))  # the other one waits, though `b` has eight free
+    assert seat.resources.group == "incubate"

@@ -28,6 +28,8 @@ from m2mkd_ray.execution import (
 )
 from m2mkd_ray.execution.given import AsGiven
 from m2mkd_ray.execution.ray_launcher import RayLauncher
+from m2mkd_ray.execution.relay import Relay
+from m2mkd_ray.stages.group import Group, run_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -48,9 +50,9 @@ class Machines:
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.launcher = RayLauncher(self.cluster.address)
 
-    def add(self) -> "ray._private.node.Node":
-        """Add a node of two cores, and wait until it is known."""
-        node = self.cluster.add_node(num_cpus=2)
+    def add(self, group: str = "") -> "ray._private.node.Node":
+        """Add a node of two cores, with the label of a group if one is named, and wait until it is known."""
+        node = self.cluster.add_node(num_cpus=2, labels={"m2mkd.node-group": group} if group else {})
         self.wait_until(lambda: node.node_id in self.ids())
         return node
 
@@ -148,6 +150,34 @@ def test_when_a_node_comes_what_waited_goes_on(machines: Machines, store: Store)
     machines.wait_until(lambda: node.node_id not in machines.ids())
     (outcome,) = outcomes
     assert [done.stage.name for done in outcome.complete] == ["late"]
+
+
+def test_a_stage_waits_for_a_node_of_its_group_and_ranks_are_there_too(
+    machines: Machines, store: Store, tmp_path: Path
+) -> None:
+    """Another node has room all the time."""
+    nodes, waits = [machines.add("other")], []
+
+    def add_when_it_waits(event: Event) -> None:
+        if isinstance(event, StageWaits):
+            waits.append(event.reason)
+            nodes.append(machines.add("mine"))
+
+    stage = Stage("grouped", toy.add, Number(), resources=Resources(cpus=2, node_group="mine"))
+    execute([stage], store, machines.launcher, on_event=add_when_it_waits, wait_timeout_s=60.0).raise_for_failures()
+    assert waits == ["2 CPUs on a node of group mine, but there is none: the nodes are of other."]
+    _, mine = nodes
+    assert store.manifest(stage.address)["where"]["node_id"] == mine.node_id
+    nodes.append(machines.add("ranks"))  # on `mine` a warm worker is left
+    group = Group(2, 1, 0, max_failures=0, start_timeout_s=60, node_group="ranks")
+    drive, to_stage = ray.remote(num_cpus=0)(run_ranks), ray.remote(num_cpus=0)(Relay).remote()
+    durable = str(tmp_path / "ranks")
+    done = drive.remote(toy.note_node, str(tmp_path), group, durable=durable, to_stage=to_stage, what="the ranks")
+    ray.get(done, timeout=60)
+    assert [file.read_text() for file in sorted(tmp_path.glob("rank-*"))] == [nodes[-1].node_id] * 2
+    for node in nodes:
+        machines.remove(node)
+    machines.wait_until(lambda: len(machines.ids()) == 1)  # the head
 
 
 class OnTheLastNode:

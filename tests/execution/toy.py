@@ -54,6 +54,14 @@ def add(config: Number, context: StageContext) -> Metrics:
     return {"total": total}
 
 
+def note_node(arguments: dict[str, str]) -> None:
+    """On a rank of Ray Train: write down which node it is on."""
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    Path(arguments["job"], f"rank-{rank}").write_text(ray.get_runtime_context().get_node_id())
+
+
 def chain(config: Chain, context: StageContext) -> Metrics:
     """Hashes of hashes, with a checkpoint at every step."""
     steps = link(config, context)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from m2mkd_ray.execution.feasibility import Node
+from m2mkd_ray.execution.feasibility import Node, is_in_group
 from m2mkd_ray.execution.placement import Seat
 from m2mkd_ray.execution.planning.devices import device_type, gpu_memory_gb, is_spot
 from m2mkd_ray.execution.planning.works import Device
@@ -69,6 +69,8 @@ def devices_for(request: Resources, nodes: Sequence[Node], taken: Sequence[Taken
     """
     found = []
     for node in nodes:
+        if not is_in_group(node, request):
+            continue
         held = [each for each in taken if each.node == node_id(node)]
         found += _gpus(request, node, held) if request.gpus else _portions(request, node, held)
     return found
