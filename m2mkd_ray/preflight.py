@@ -25,6 +25,7 @@ from m2mkd_ray.evaluation import class_columns, find_suite
 from m2mkd_ray.execution import Stage
 from m2mkd_ray.execution.feasibility import Node, is_in_group, lack, misfits
 from m2mkd_ray.execution.planning.devices import type_name
+from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.models import create_vit, family, split
 from m2mkd_ray.models.moe import Experts
 from m2mkd_ray.recipe import Phase, Recipe
@@ -318,6 +319,12 @@ def ranks_of(stage: Stage) -> Ranks | None:
     if isinstance(placement, IncubatePlacement) and placement.group is not None:
         return Ranks(placement.group, "placement.pairs.ranks", "placement.pairs.ranks=1")
     return None
+
+
+def holds(stage: Stage) -> tuple[Resources, ...]:
+    """All that a stage holds while it runs, a bundle a process: its worker's, and those of its ranks."""
+    group = ranks.group if (ranks := ranks_of(stage)) is not None else None
+    return (stage.resources,) if group is None else (stage.resources, *[group.each] * group.num_ranks)
 
 
 def rank_problems(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from m2mkd_ray.execution import Event, Launcher, Outcome, Stage, Store
     from m2mkd_ray.execution.ahead import Ahead
     from m2mkd_ray.execution.ray_launcher import RayLauncher
-    from m2mkd_ray.execution.stage import Resources
     from m2mkd_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -162,13 +161,14 @@ def run(
 def _also_to_prometheus(follow: "Callable[[Event], None]", stages: "Sequence[Stage]") -> "Callable[[Event], None]":
     from m2mkd_ray.execution.events import each
     from m2mkd_ray.execution.metrics import ExecutorMetrics
+    from m2mkd_ray.preflight import holds
 
-    return each(follow, ExecutorMetrics(stages))
+    return each(follow, ExecutorMetrics(stages, holds))
 
 
 def _ahead(machine: "Launcher", lead_s: float) -> "Ahead | None":
     """What asks an autoscaler for nodes ahead, ranks and all, where there is one to ask."""
-    from m2mkd_ray.preflight import ranks_of
+    from m2mkd_ray import preflight
 
     if machine.runs_in_process or not lead_s:
         return None
@@ -177,13 +177,7 @@ def _ahead(machine: "Launcher", lead_s: float) -> "Ahead | None":
 
     if not (isinstance(machine, RayLauncher) and machine.may_request()):
         return None
-
-    def needs(stage: "Stage") -> "Sequence[Resources]":
-        group = ranks.group if (ranks := ranks_of(stage)) is not None else None
-        of_ranks = [] if group is None else [group.each] * group.num_ranks
-        return (stage.resources, *of_ranks)
-
-    return Ahead(machine.request, lead_s, needs)
+    return Ahead(machine.request, lead_s, preflight.holds)
 
 
 def _launcher(

@@ -102,6 +102,7 @@ def run(
     if dry_run:
         print_json(expected_json(chosen, expected)) if as_json else print_expected(chosen, expected)
         return
+    from m2mkd_ray import preflight
     from m2mkd_ray.sweeps import tuning
 
     if (whole := tuning.ended(chosen, opened)) is not None:  # Ray need not be started to find that
@@ -119,7 +120,7 @@ def run(
                 opened,
                 launcher,
                 recipe=placed,
-                on_event=each(lines, log, ExecutorMetrics([*expected.shared, *expected.trained])),
+                on_event=each(lines, log, ExecutorMetrics([*expected.shared, *expected.trained], preflight.holds)),
                 on_change=lines.changed,
                 stall_timeout_s=stall_timeout or None,
                 wait_timeout_s=wait_timeout or None,

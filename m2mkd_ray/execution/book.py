@@ -24,7 +24,7 @@ class Book:
     def end_attempt(self, run: Run, outcome: str, message: str = "") -> None:
         """Say how an attempt ended, unless another driver took its stage over: the open attempt is that one's."""
         if self._locks.holds(run.stage.address):
-            self._store.end_attempt(run.stage.address, outcome, message)
+            run.lost_steps += self._store.end_attempt(run.stage.address, outcome, message)
 
     def wait_no_longer(self, run: Run) -> None:
         """A stage that no node could hold has found one, or needs none."""

@@ -117,5 +117,5 @@ class Changes:
         self._book.wait_no_longer(run)
         step = self._store.checkpoints(address).newest_step()
         logger.info("%s was withdrawn%s", address, "" if step is None else f"; its checkpoint of step {step} is kept")
-        self._book.end(run, State.WITHDRAWN, StageWithdrawn(run.stage, step))
+        self._book.end(run, State.WITHDRAWN, StageWithdrawn(run.stage, step, run.take_lost_steps()))
         self._locks.release([address])

@@ -25,6 +25,7 @@ class StageStarted:
     """A worker took the stage up."""
 
     stage: Stage
+    """With the resources and placement that its seat gives it."""
     where: Where
     from_step: int | None
     """The step of its checkpoint, with which it goes on; None: it begins at the beginning."""
@@ -58,6 +59,8 @@ class StageRetried:
     """Number of the attempt that failed, from 1."""
     delay_s: float
     message: str
+    lost_steps: int = 0
+    """Steps of the attempt that no checkpoint holds: they are done again."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class StageInterrupted:
 
     stage: Stage
     message: str
+    lost_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class StageFailed:
     """What went wrong."""
     traceback: str
     error: M2mkdError | None
+    lost_steps: int = 0
+    """Of its last attempt."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ class StageWithdrawn:
     stage: Stage
     step: int | None
     """Of its newest checkpoint, from which it goes on if it is added again; None: there is none."""
+    lost_steps: int = 0
 
 
 Event = (

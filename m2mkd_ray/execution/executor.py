@@ -215,7 +215,7 @@ class _Executor:
                 step = self._store.checkpoints(run.stage.address).newest_step()
                 goes_on = "" if step is None else f", goes on from its checkpoint of step {step}"
                 logger.info("%s started on %s (pid %s)%s", run.stage.address, where["host"], where["pid"], goes_on)
-                self._book.tell(StageStarted(run.stage, where, step))
+                self._book.tell(StageStarted(run.as_seated, where, step))
             case Finished(metrics=metrics):
                 seconds = self._store.manifest(run.stage.address)["seconds"]
                 logger.info("%s ended after %.1f s", run.stage.address, seconds)
@@ -257,15 +257,15 @@ class _Executor:
         """Ask the policy about a failure, and do as it says."""
         decision = self._decide(failed.kind, tuple(run.history))
         run.history.append(failed.kind)
-        name, kind, attempt = run.stage.address, failed.kind, len(run.history)
+        name, kind, attempt, lost = run.stage.address, failed.kind, len(run.history), run.take_lost_steps()
         if isinstance(decision, Retry):
             logger.warning("%s is retried in %.1f s: attempt %d %s", name, decision.delay_s, attempt, failed.message)
             run.is_loner = run.is_loner or kind is Kind.CROWDED
             run.wait(until=time.monotonic() + decision.delay_s)
-            self._book.tell(StageRetried(run.stage, kind, attempt, decision.delay_s, failed.message))
+            self._book.tell(StageRetried(run.stage, kind, attempt, decision.delay_s, failed.message, lost))
             return
         logger.error("%s failed (%s): %s\n%s", name, decision.reason, failed.message, failed.traceback)
-        end = StageFailed(run.stage, kind, decision.reason, failed.message, failed.traceback, failed.error)
+        end = StageFailed(run.stage, kind, decision.reason, failed.message, failed.traceback, failed.error, lost)
         self._book.end(run, State.FAILED, end)
         self._locks.release([name])
         self._skip_below()
@@ -316,7 +316,7 @@ class _Executor:
                 self._changes.leave(mate)
                 continue
             mate.wait()
-            self._book.tell(StageInterrupted(mate.stage, why))
+            self._book.tell(StageInterrupted(mate.stage, why, mate.take_lost_steps()))
         self._handle(Failed(run.stage.address, kind, message))
 
     def _watch_waiting(self) -> None:

@@ -12,27 +12,31 @@ node agents are found already), and `address` alone as a label (a dashboard want
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 from ray.util import metrics as of_ray
 
+from m2mkd_ray.execution.ahead import of_worker
 from m2mkd_ray.execution.events import (
     Event,
     StageEnded,
     StageFailed,
     StageInterrupted,
+    StageProgress,
     StageRetried,
     StageReused,
     StageSkipped,
     StageStarted,
     StageWithdrawn,
 )
-from m2mkd_ray.execution.stage import Stage, in_order
+from m2mkd_ray.execution.held import UNNAMED, Held, Tags
+from m2mkd_ray.execution.stage import Resources, Stage, in_order
 
 _OF_STAGE = ("stage", "recipe", "address")
+_OF_GROUP = ("group", "spot")
 PREFIX = "m2mkd_"
 
 
@@ -84,6 +88,12 @@ METRICS: Mapping[str, Metric] = {
                reported=False),
         Metric("cohorts", "gauge", "workers", "Workers at work, by how many stages each runs", ("size",),
                reported=False),
+        Metric("node_hours", "counter", "h", "Time of nodes on which a stage was at work", _OF_GROUP, reported=False),
+        Metric("gpu_hours", "counter", "h", "Time of GPUs that workers and ranks held", _OF_GROUP, reported=False),
+        Metric("cpu_hours", "counter", "h", "Time of CPU cores that workers and ranks held", _OF_GROUP,
+               reported=False),
+        Metric("lost_steps", "counter", "steps", "Optimizer steps that no checkpoint held when an attempt ended",
+               _OF_GROUP, reported=False),
     )
 }  # fmt: skip
 """Every metric, by its name without the prefix."""
@@ -123,11 +133,18 @@ class ExecutorMetrics:
 
     Args:
         plan: the stages, and those that they need, that are waiting at the beginning.
+        holds: all that a stage holds while it runs, its worker's share first.
         clock: seconds, of any origin.
     """
 
-    def __init__(self, plan: Iterable[Stage], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: Iterable[Stage],
+        holds: Callable[[Stage], Sequence[Resources]] = of_worker,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
+        self._held = Held(clock, holds)
         self._states: dict[str, str] = {}
         self._recipes: dict[str, str] = {}
         self._below: dict[str, list[Stage]] = {}
@@ -154,6 +171,10 @@ class ExecutorMetrics:
 
     def __call__(self, event: Event) -> None:
         """Take an event in."""
+        for name, at, hours in self._held.look():
+            _record(self._instruments[name], hours, dict(zip(_OF_GROUP, at)))
+        if isinstance(event, StageProgress):
+            self._held.report(event.stage)
         state = _AFTER.get(type(event))
         if state is None:
             return  # no stage is in another state after it
@@ -162,10 +183,12 @@ class ExecutorMetrics:
             self._look(new)
         ready = self._ready.pop(stage.address, now)
         self._enter(stage, state)
+        self._count_lost(event, self._held.leave(stage))
         match event:
             case StageStarted(where=where):
                 tags = {"stage": stage.name, "recipe": stage.of, "address": stage.address}
                 _record(self._instruments["waiting_s"], now - ready, tags)
+                self._held.start(stage, where)
                 self._workers[stage.address] = (where.get("host"), where.get("pid"), where.get("actor_id"))
             case StageRetried(kind=kind, delay_s=delay_s):
                 _record(self._instruments["retries"], 1.0, {"recipe": stage.of, "kind": str(kind)})
@@ -181,6 +204,10 @@ class ExecutorMetrics:
     def by_cohort_size(self) -> Mapping[int, int]:
         """How many workers are at work, by the number of stages that each runs."""
         return Counter(Counter(self._workers.values()).values())
+
+    def _count_lost(self, event: Event, where: Tags | None) -> None:
+        lost = float(getattr(event, "lost_steps", 0))
+        _record(self._instruments["lost_steps"], lost, dict(zip(_OF_GROUP, where or (UNNAMED, "false"))))
 
     def _enter(self, stage: Stage, state: str) -> None:
         self._states[stage.address] = state

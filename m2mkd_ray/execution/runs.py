@@ -61,6 +61,8 @@ class Run:
     """Monotonic time since which no node can hold it; None if one can."""
     withdrawn_at: float | None = None
     """Monotonic time since which it is to leave its worker; None if it may stay."""
+    lost_steps: int = 0
+    """Steps that attempts lost, of which nobody has been told yet."""
     has_begun: bool = False
     """Whether a worker ever took it up in this run."""
     end: Event | None = None
@@ -69,6 +71,12 @@ class Run:
     def offered(self) -> Stage:
         """The stage as it is offered a seat."""
         return replace(self.stage, together=None, mates="") if self.is_loner else self.stage
+
+    @property
+    def as_seated(self) -> Stage:
+        """The stage as its seat has it; as it is offered one, where it has none."""
+        seated = self.seated.seat.stages if self.seated is not None else ()
+        return next((stage for stage in seated if stage.address == self.stage.address), self.offered)
 
     @property
     def silence_s(self) -> float:
@@ -96,6 +104,11 @@ class Run:
             None,
             progress,
         )
+
+    def take_lost_steps(self) -> int:
+        """The steps that were lost; they are told once."""
+        lost, self.lost_steps = self.lost_steps, 0
+        return lost
 
     def want_again(self) -> None:
         """It had come to an end that was not its artifact, and is asked for anew."""

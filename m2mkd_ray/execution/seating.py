@@ -167,11 +167,5 @@ class Seating:
         if self._launcher.runs_in_process:
             return {}
         view = self._view()
-        reasons = {run.stage.address: self._placer.lacks(_as_seated(run), view) for run in runs}
+        reasons = {run.stage.address: self._placer.lacks(run.as_seated, view) for run in runs}
         return {address: reason for address, reason in reasons.items() if reason is not None}
-
-
-def _as_seated(run: Run) -> Stage:
-    """The stage as its seat has it; as it is offered one, where it has none."""
-    seated = run.seated.seat.stages if run.seated is not None else ()
-    return next((stage for stage in seated if stage.address == run.stage.address), run.offered)

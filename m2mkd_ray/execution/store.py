@@ -258,13 +258,15 @@ class Store:
         """Write `attempts.json`, whole."""
         self._write_json(f"{partial(address)}/attempts.json", {"attempts": list(attempts)})
 
-    def end_attempt(self, address: str, outcome: str, message: str = "") -> None:
-        """Say how the attempt that is still open ended; nothing if none is."""
+    def end_attempt(self, address: str, outcome: str, message: str = "") -> int:
+        """Say how the attempt that is still open ended, if one is; gives the steps that it lost (`lost_steps`)."""
         attempts = self.attempts(address)
-        if attempts and attempts[-1]["ended"] is None:
-            lost = self.lost_steps(address, attempts[-1]["started"])
-            attempts[-1].update(ended=now(), outcome=outcome, message=message, lost_steps=lost)
-            self.say_attempts(address, attempts)
+        if not attempts or attempts[-1]["ended"] is not None:
+            return 0
+        lost = self.lost_steps(address, attempts[-1]["started"])
+        attempts[-1].update(ended=now(), outcome=outcome, message=message, lost_steps=lost)
+        self.say_attempts(address, attempts)
+        return lost
 
     def commit(self, address: str, prepared: Path, manifest: Mapping[str, Any]) -> Metrics:
         """Make a prepared folder the artifact at an address, and forget the unfinished work.

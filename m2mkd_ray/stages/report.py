@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from m2mkd_ray.data import DATASETS
 from m2mkd_ray.execution.context import StageContext
-from m2mkd_ray.execution.stage import Metrics
+from m2mkd_ray.execution.stage import ANY_GROUP, Metrics
 from m2mkd_ray.reporting import (
     CounterRow,
     Curve,
@@ -145,7 +145,7 @@ def spans_of(manifest: Mapping[str, Any]) -> Iterator[Span]:
             start=_unix(attempt["started"]) + waited,
             end=max(_unix(attempt["ended"]), _unix(attempt["started"]) + waited),
             outcome=attempt["outcome"],
-            node_group=where.get("node_group", ""),
+            node_group=_group_of_ranks(placement) or where.get("node_group", ""),
             spot=where.get("spot", False),
             gpus=given.get("gpus", 0.0) + _of_ranks(placement, "gpus"),
             cpus=given.get("cpus", 0.0) + _of_ranks(placement, "cpus"),
@@ -160,6 +160,15 @@ def _of_ranks(placement: Mapping[str, Any], what: str) -> float:
     if placement.get("ranks", 1) > 1:
         return float(placement["ranks"] * placement["resources"][what])
     return 0.0
+
+
+def _group_of_ranks(placement: Mapping[str, Any]) -> str:
+    """The node group that a stage's ranks asked for; empty: none, or it has no ranks. Its own worker only drives."""
+    if placement.get("engine") == "deepspeed":
+        group = placement.get("node_group", "")
+    else:
+        group = placement["resources"].get("node_group", "") if placement.get("ranks", 1) > 1 else ""
+    return "" if group == ANY_GROUP else group
 
 
 def _waited(manifest: Mapping[str, Any]) -> float:

@@ -14,6 +14,7 @@ from toy import diamond
 
 from m2mkd_ray.execution import (
     Kind,
+    Resources,
     StageEnded,
     StageInterrupted,
     StageRetried,
@@ -157,11 +158,12 @@ def test_what_workers_and_executor_report_is_exported(port: int) -> None:
 
     top, left, _, bottom = diamond()
     clock = Clock()
-    executor = ExecutorMetrics([bottom], clock)
+    executor = ExecutorMetrics([bottom], lambda stage: (Resources(cpus=2, gpus=0.5),), clock)
     executor(StageReused(top, 1.0, {}))
     clock.now += 2.5
     executor(started(left, pid=7))
-    executor(StageRetried(left, Kind.PREEMPTED, 1, 0.0, "gone"))
+    clock.now += 3600.0
+    executor(StageRetried(left, Kind.PREEMPTED, 1, 0.0, "gone", lost_steps=4))
     clock.now += 1.0
     executor(started(left, pid=8))
     reported = [metric for metric in METRICS.values() if metric.reported]
@@ -173,6 +175,10 @@ def test_what_workers_and_executor_report_is_exported(port: int) -> None:
         sample("ray_m2mkd_waiting_s_total", stage="left", recipe="", address=left.address): 3.5,
         sample("ray_m2mkd_retries_total", recipe="", kind="PREEMPTED"): 1.0,
         sample("ray_m2mkd_cohorts", size="1"): 1.0,
+        sample("ray_m2mkd_node_hours_total", group="no group", spot="false"): 1.0,
+        sample("ray_m2mkd_gpu_hours_total", group="no group", spot="false"): 0.5,
+        sample("ray_m2mkd_cpu_hours_total", group="no group", spot="false"): 2.0,
+        sample("ray_m2mkd_lost_steps_total", group="no group", spot="false"): 4.0,
     }
     counts = {"waiting": 2, "running": 1, "reused": 1, "complete": 0, "failed": 0, "skipped": 0, "withdrawn": 0}
     expected |= {sample("ray_m2mkd_stages", recipe="", state=state): float(count) for state, count in counts.items()}
