@@ -84,6 +84,7 @@ class LogitsWriter:
         )
         self._waiting: list[Columns] = []
         self._next, self._stop = first, about.steps if stop is None else stop
+        self._has_steps = False
         self._errors: list[Mapping[str, float]] = []
 
     def add(self, step: int, batch: Made, logits: Tensor) -> None:
@@ -111,7 +112,7 @@ class LogitsWriter:
         if about.format.kind != "float32":
             self._errors.append(error_of(values, about.format))
         self._waiting.append(columns)
-        self._next += 1
+        self._next, self._has_steps = self._next + 1, True
         if sum(array.nbytes for waiting in self._waiting for array in waiting.values()) >= _GROUP_BYTES:
             self._end_group()
 
@@ -132,6 +133,14 @@ class LogitsWriter:
         self._writer.close()
         self._temporary.rename(self._file)
         return {"bytes": self._file.stat().st_size, **together(self._errors)}
+
+    def close_here(self) -> dict[str, float] | None:
+        """Make what was written so far the whole part; see `close`. None where nothing was: then nothing is kept."""
+        if not self._has_steps:
+            self.abort()
+            return None
+        self._stop = self._next
+        return self.close()
 
     def abort(self) -> None:
         """Drop what was written."""

@@ -5,12 +5,13 @@ they are the same for every epoch, try and trial of a sweep. A pair's own traini
 then runs no teacher, which is about a third of its step (docs/method.md); reading a
 row costs a few kilobytes. In a cohort the batches and the meta model's tokens are
 shared, as they are in the pairs'. Steps are written in parts, so that a stage that
-was killed goes on after the last whole part.
+was killed goes on after the last whole part; with notice that the node goes, the part
+ends where it is, and nothing is lost. What is read is the same wherever parts end.
 """
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,7 @@ from torch import Tensor
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data import Batch, FeedConfig
 from m2mkd_ray.data.logits import LogitsAbout, LogitsFormat, LogitsWriter, join
+from m2mkd_ray.errors import PreemptedError
 from m2mkd_ray.execution.cohort import Left, Member, alone
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.scratch import own_folder
@@ -94,11 +96,27 @@ def _together(members: Sequence[Member], local: Sequence[Path]) -> Iterator[Left
             except Exception as error:  # a value that float16 cannot hold, say: it is this pair's alone
                 del living[place]
                 yield Left(place, error=error)
+        if step + 1 < steps and context.has_notice():
+            yield from _leave(living, step + 1)
+            return
     for place, book in living.items():
         try:
             yield Left(place, metrics=book.close())
         except Exception as error:
             yield Left(place, error=error)
+
+
+def _leave(living: "Mapping[int, _Book]", step: int) -> Iterator[Left]:
+    """The node goes: keep what is written, and leave."""
+    for place, book in living.items():
+        try:
+            book.cut()
+            error: Exception = PreemptedError(
+                f"Its node is being drained, so it left before step {step} with all parts kept; it goes on elsewhere"
+            )
+        except Exception as failure:
+            error = failure
+        yield Left(place, error=error)
 
 
 class _Book:
@@ -116,13 +134,15 @@ class _Book:
         )
         self._files, self._root = files_of(self.context.durable)
         self._each = max(1, _PART_IMAGES // config.feed.batch_size)
-        """Steps of a part."""
+        """Most steps of a part."""
         self._local = local
         self._errors: list[tuple[int, dict[str, float]]] = []
         """Steps of each part, and what its format loses."""
         self._parts = self._kept()
-        self.next = min(steps, len(self._parts) * self._each)
+        self.next = sum(count for count, _ in self._errors)
         """The step that is written next."""
+        self._start = self._stop = self.next
+        """Of the part that is being written."""
         self._began, self._first, self._writer = time.perf_counter(), self.next, self._part()
 
     def add(self, batch: Batch, logits: Tensor) -> None:
@@ -133,11 +153,17 @@ class _Book:
         self._writer.add(self.next, batch, logits)
         self.next += 1
         steps = self._about.steps
-        if self.next % self._each == 0 or self.next == steps:
+        if self.next == self._stop:
             self._keep(self._writer.close())
             self._writer = None
         if self.next % _REPORT_EVERY == 0 or self.next == steps:
             self.context.report(self.next, steps, self._speed())
+
+    def cut(self) -> None:
+        """End the part here, and keep it."""
+        if self._writer is not None and (closed := self._writer.close_here()) is not None:
+            self._keep(closed)
+        self._writer = None
 
     def close(self) -> Metrics:
         """Put the parts together; size, errors of a format that loses something, and speed."""
@@ -150,8 +176,8 @@ class _Book:
     def _part(self) -> LogitsWriter | None:
         if self.next == self._about.steps:
             return None
-        stop = min(self.next + self._each, self._about.steps)
-        return LogitsWriter(self._local / _name(self.next), self._about, self.next, stop)
+        self._start, self._stop = self.next, min(self.next + self._each, self._about.steps)
+        return LogitsWriter(self._local / _name(self._start), self._about, self._start, self._stop)
 
     def _speed(self) -> dict[str, float]:
         images = (self.next - self._first) * self._about.feed.batch_size
@@ -162,21 +188,24 @@ class _Book:
         found = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         names = {info.base_name for info in found}
         kept: list[str] = []
-        while (name := _name(len(kept) * self._each)) in names and f"{name}.json" in names:
+        first = 0
+        while (name := _name(first)) in names and f"{name}.json" in names:
             with self._files.open_input_stream(f"{self._root}/{name}.json") as stream:
-                self._errors.append(tuple(json.loads(stream.read())))
+                count, errors = json.loads(stream.read())
+            self._errors.append((count, errors))
             kept.append(name)
+            first += count
         return kept
 
     def _keep(self, closed: dict[str, float]) -> None:
         """Bring a whole part to safety, and then what says that it is whole."""
-        first = len(self._parts) * self._each
-        name, errors = _name(first), {key: value for key, value in closed.items() if key != "bytes"}
+        name, errors = _name(self._start), {key: value for key, value in closed.items() if key != "bytes"}
+        count = self.next - self._start
         self._files.create_dir(self._root, recursive=True)
         fs.copy_files(str(self._local / name), f"{self._root}/{name}", destination_filesystem=self._files)
         with self._files.open_output_stream(f"{self._root}/{name}.json") as stream:
-            stream.write(json.dumps([self.next - first, errors]).encode())
-        self._errors.append((self.next - first, errors))
+            stream.write(json.dumps([count, errors]).encode())
+        self._errors.append((count, errors))
         self._parts.append(name)
 
     def _fetched(self, name: str) -> Path:

@@ -1,13 +1,16 @@
 """The stage `logits-i`: what the teacher says of every view, written in parts that survive a kill."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from m2mkd_ray.errors import PreemptedError
 from m2mkd_ray.execution import Store
-from m2mkd_ray.execution.job import here, job
+from m2mkd_ray.execution.context import Made, Maker
+from m2mkd_ray.execution.job import Job, here, job
 from m2mkd_ray.execution.worker import run_job
 from m2mkd_ray.stages import logits
 
@@ -64,6 +67,41 @@ def test_a_stage_that_was_killed_goes_on_after_its_last_whole_part(
     assert anew_store.manifest(stage.address)["metrics"]["kl_mean"] == pytest.approx(
         recipe.metrics("logits-1")["kl_mean"]
     )
+
+
+class Leaving:
+    """A node of which it is known, when a stage asks for the fourth time, that it goes."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def has_notice(self) -> bool:
+        self.asked += 1
+        return self.asked == 4
+
+    def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str, workers: int) -> Iterator[Made]:
+        make = maker()
+        return (Made(make(step), is_own=True) for step in range(start, stop))
+
+    def report(self, job: Job, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+
+def test_with_notice_that_its_node_goes_it_leaves_at_once_and_no_step_is_lost(
+    chain, anew_store: Store, small_parts: None
+) -> None:
+    recipe = chain.with_settings(*VIEWS)
+    stage = recipe.stage("logits-1")
+    recipe.lend(anew_store, [stage])
+    with pytest.raises(PreemptedError, match="left before step 4 with all parts kept"):
+        run_job(job(stage), anew_store, here(), Leaving())
+    parts = sorted(file.name for file in Path(anew_store.durable(stage.address)).glob("*.parquet"))
+    assert parts == ["part-000000000.parquet", "part-000000003.parquet"]  # one of three steps, one of one
+    metrics = run_job(job(stage), anew_store, here())
+    assert metrics["teacher_calls"] == (STEPS - 4) * 32
+    whole, resumed = columns(recipe.folder("logits-1")), columns(anew_store.open(stage.address))
+    assert whole.keys() == resumed.keys()
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_logits_that_a_format_cannot_hold_end_that_pair_alone(chain, anew_store: Store, monkeypatch) -> None:
