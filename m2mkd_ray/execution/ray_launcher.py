@@ -161,9 +161,10 @@ class RayLauncher:
 
         What cannot be told is logged: nodes then come when they are needed, which is later.
         """
-        bundles = [in_ray(resources) for resources in wanted]
+        asked = [each for each in wanted if in_ray(each)]  # a worker that only drives holds nothing
+        bundles, selectors = [in_ray(each) for each in asked], [label_selector(each) for each in asked]
         try:
-            request_resources(bundles=bundles, bundle_label_selectors=[label_selector(each) for each in wanted])
+            request_resources(bundles=bundles, bundle_label_selectors=selectors)
         except Exception:  # a hint is not worth a run, and at the end of one would hide how it ended
             logger.warning("The autoscaler could not be asked for %d bundles ahead", len(bundles), exc_info=True)
 
