@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from autoscaling import Autoscaling, kill_node, wait_until, workers
 from small import hashes, small_demo
 
+from m2mkd_ray.commands.grouping import in_groups
 from m2mkd_ray.commands.watching import cluster_now
 from m2mkd_ray.errors import PlanError
 from m2mkd_ray.execution import (
@@ -21,19 +23,25 @@ from m2mkd_ray.execution import (
     Store,
     check,
     execute,
+    in_order,
     plan_status,
 )
+from m2mkd_ray.execution.ahead import Ahead
+from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.nodes import nodes_now
 from m2mkd_ray.execution.ray_launcher import RayLauncher
+from m2mkd_ray.execution.runs import Run, State
 from m2mkd_ray.pipeline import plan
+from m2mkd_ray.preflight import holds
+from m2mkd_ray.recipe import Recipe
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.slow]
 
 PAIRS = ("pair-0", "pair-1", "pair-2", "pair-3")
 FILE = "module.safetensors"
 ON_GPUS = "placement.pairs.resources={cpus: 1, gpus: 1}"
-LONG = "pairs.epochs=40"
-"""So that pairs do not come to their end before something is done to their node."""
+TWO = ("pair-0", "pair-1")
+"""As many as a node holds."""
 DEADLINE_S = 30
 
 
@@ -41,7 +49,7 @@ DEADLINE_S = 30
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The pairs of the small demo, trained one after another in this process."""
     store = Store(str(tmp_path_factory.mktemp("undisturbed")))
-    execute(plan(small_demo(LONG)), store, LocalLauncher(), until=PAIRS).raise_for_failures()
+    execute(plan(small_demo()), store, LocalLauncher(), until=PAIRS).raise_for_failures()
     return store
 
 
@@ -54,9 +62,10 @@ def store(undisturbed: Store, tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Autoscaling]:
-    """A head without GPUs, and up to three nodes with two each."""
+    """A head without GPUs, up to three nodes with two each, and a large one that is not for pairs."""
     with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
-        cluster = Autoscaling(Path(folder), {"incubate": ({"CPU": 2, "GPU": 2}, 3)}, idle_minutes=0.1)
+        types = {"incubate": ({"CPU": 2, "GPU": 2}, 3), "finetune": ({"CPU": 3, "GPU": 3}, 1)}
+        cluster = Autoscaling(Path(folder), types, idle_minutes=0.1)
         yield cluster
         cluster.close()
 
@@ -120,8 +129,13 @@ class Drainer(Watcher):
 
 
 def attempts_of(store: Store, name: str) -> list[dict]:
-    (pair,) = (stage for stage in plan(small_demo(LONG, ON_GPUS)) if stage.name == name)
+    (pair,) = (stage for stage in plan(small_demo()) if stage.name == name)
     return store.manifest(pair.address)["attempts"]
+
+
+def grouped(launcher: RayLauncher, *settings: str) -> Recipe:
+    """The small demo with its pairs on GPUs, as it is placed on the cluster."""
+    return in_groups(small_demo(ON_GPUS, *settings), launcher.nodes(), launcher.autoscaler)
 
 
 def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
@@ -129,7 +143,8 @@ def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
 ) -> None:
     assert workers() == set()
     assert launcher.may_grow()
-    recipe = small_demo(LONG, ON_GPUS)
+    recipe = grouped(launcher)
+    assert recipe.placement.pairs.resources.node_group == "incubate"
     killer = NodeKiller("pair-0", 2, lambda: cluster_now(cluster.address, plan_status(plan(recipe), store)))
     execute(plan(recipe), store, launcher, until=PAIRS, on_event=killer).raise_for_failures()
     assert killer.done_at is not None
@@ -146,6 +161,9 @@ def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
     assert {(node["group"], node["spot"]) for node in others} == {("incubate", True)}
     assert "pair-0" in next(node["runs"] for node in others if node["id"] == lost)
     assert all(attempt["where"]["node_group"] == "incubate" for attempt in attempts_of(store, "pair-0"))
+    ever = [node["Labels"].get("m2mkd.node-group") for node in ray.nodes()]  # those that are gone too
+    assert "incubate" in ever
+    assert "finetune" not in ever
     # Its workers are idle, and are ended by whoever asks for what happened.
     wait_until(lambda: not launcher.poll(0.1) and not workers(), 90, workers)
 
@@ -153,15 +171,15 @@ def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
 def test_pairs_leave_a_node_that_is_drained_with_a_checkpoint_and_at_no_cost(
     cluster: Autoscaling, launcher: RayLauncher, undisturbed: Store, store: Store
 ) -> None:
-    never = ("placement.pairs.checkpoint_every_s=1e6",)  # so that a checkpoint can only be that of the notice
-    recipe, drainer = small_demo(LONG, ON_GPUS, *never), Drainer(cluster, "pair-0", step=2)
-    execute(plan(recipe), store, launcher, until=PAIRS, on_event=drainer).raise_for_failures()
+    never = "placement.pairs.checkpoint_every_s=1e6"  # so that a checkpoint can only be that of the notice
+    recipe, drainer = grouped(launcher, never), Drainer(cluster, "pair-0", step=2)
+    execute(plan(recipe), store, launcher, until=TWO, on_event=drainer).raise_for_failures()
     assert drainer.done_at is not None
     drained, again = drainer.where["pair-0"]
     assert again != drained
     assert drainer.seen[drained].leaves_in_s is not None
     assert 0 < drainer.seen[drained].leaves_in_s <= DEADLINE_S
-    leavers = {name for name in PAIRS if drainer.where[name][0] == drained}
+    leavers = {name for name in TWO if drainer.where[name][0] == drained}
     assert "pair-0" in drainer.retried
     assert set(drainer.retried.values()) == {"PREEMPTED"}
     assert drainer.retried.keys() <= leavers  # one may have come to its end just before
@@ -170,10 +188,33 @@ def test_pairs_leave_a_node_that_is_drained_with_a_checkpoint_and_at_no_cost(
         first, last = attempts_of(store, name)
         assert (first["outcome"], last["outcome"]) == ("PREEMPTED", "COMPLETE")
         assert first["lost_steps"] == 0
-    assert hashes(store, recipe, set(PAIRS), FILE) == hashes(undisturbed, recipe, set(PAIRS), FILE)
+    assert hashes(store, recipe, set(TWO), FILE) == hashes(undisturbed, recipe, set(TWO), FILE)
 
 
 def test_a_pair_that_no_node_group_can_hold_is_refused_with_their_list(launcher: RayLauncher, store: Store) -> None:
-    recipe = small_demo(LONG, "placement.pairs.resources={cpus: 1, gpus: 4}")
+    recipe = small_demo("placement.pairs.resources={cpus: 1, gpus: 4}")
     with pytest.raises(PlanError, match=r"4 GPUs.*[\s\S]*Node groups: .*incubate \(2 CPUs, 2 GPUs, up to 3 nodes\)"):
         check(plan(recipe), store, launcher)
+
+
+def test_the_next_stages_nodes_come_before_it_is_ready_and_go_when_nobody_hints(
+    launcher: RayLauncher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pairs are about to end; two ranks come next, and ask for the large node."""
+    stages = in_order(plan(small_demo("placement.finetune.node_group=finetune")))
+    runs = {stage.address: Run(stage, State.COMPLETE) for stage in stages}
+    for run in runs.values():
+        if run.stage.name in PAIRS:
+            run.state, run.started = State.RUNNING, time.monotonic()
+        elif run.stage.name in ("assemble", "finetune"):
+            run.state = State.WAITING
+    ahead = Ahead(launcher.request, 300, holds)
+    ahead.look(runs, dict.fromkeys(PAIRS, 60.0))
+
+    def large() -> list[Node]:
+        return [node for node in launcher.nodes() if node.labels.get("m2mkd.node-group") == "finetune"]
+
+    wait_until(lambda: len(large()) == 1, 60, launcher.nodes)
+    ahead.end()
+    wait_until(lambda: not large(), 60, launcher.nodes)
+    assert "could not be asked" not in caplog.text
