@@ -106,21 +106,18 @@ class Autoscaling:
         self._head.send_signal(signal.SIGKILL)
         self._head.wait()
         for pid in self._pids():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            kill_if_there(pid)
 
     def _pids(self) -> list[int]:
         """Processes of this Ray: each has its folder in the command line."""
         processes = [process for process in Path("/proc").iterdir() if process.name.isdigit()]
-        return [int(process.name) for process in processes if f"{self.folder}/ray" in _command(process)]
+        return [int(process.name) for process in processes if f"{self.folder}/ray" in command_of(process)]
 
 
 def kill_node(worker_pid: int) -> None:
     """Kill the node of a worker: its parent, after which the worker ends by itself."""
     parent = int((Path("/proc") / str(worker_pid) / "stat").read_text().rpartition(")")[2].split()[1])
-    assert "raylet" in _command(Path("/proc") / str(parent))
+    assert "raylet" in command_of(Path("/proc") / str(parent))
     os.kill(parent, signal.SIGKILL)
 
 
@@ -137,7 +134,16 @@ def wait_until(is_so: Callable[[], bool], seconds: float, said: Callable[[], obj
         time.sleep(0.2)
 
 
-def _command(process: Path) -> str:
+def kill_if_there(pid: int) -> None:
+    """End a process that may have ended meanwhile."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def command_of(process: Path) -> str:
+    """The command line of a process, by its folder in /proc; empty: there is none that may be read."""
     try:
         return (process / "cmdline").read_bytes().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError, PermissionError):

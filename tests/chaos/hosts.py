@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ray
-from autoscaling import wait_until
+from autoscaling import command_of, kill_if_there, wait_until
 from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 from ray._private.services import get_node_ip_address
 from small import small_demo
@@ -118,30 +118,42 @@ class Cluster:
     def __init__(self, hosts: Networked | Stopped, folder: str) -> None:
         self.hosts, self.folder = hosts, folder
         Path(f"{folder}.log").touch()
+        self.raylets: dict[str, subprocess.Popen[bytes]] = {}
         with socket.socket() as found:
             found.bind(("", 0))
             self.address = f"{hosts.head}:{found.getsockname()[1]}"
+
+    def start(self) -> None:
+        """Start the head, and a node on each host."""
         port = self.address.rpartition(":")[2]
         settings = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-        settings += [f"--temp-dir={folder}", f"--system-config={json.dumps(_HEALTH)}"]
-        self.raylets = {"head": self._start([], hosts.head, settings)}
+        settings += [f"--temp-dir={self.folder}", f"--system-config={json.dumps(_HEALTH)}"]
+        self._start("head", [], self.hosts.head, settings)
         for host in ("w1", "w2"):
             self.add(host)
 
     def add(self, host: str) -> None:
         """Start a node on a host."""
         settings = [f"--address={self.address}", "--num-cpus=2", f"--labels=host={host}"]
-        self.raylets[host] = self._start(self.hosts.on(host), self.hosts.address(host), settings)
+        self._start(host, self.hosts.on(host), self.hosts.address(host), settings)
 
-    def _start(self, before: Sequence[str], address: str, settings: Sequence[str]) -> "subprocess.Popen[bytes]":
+    def _start(self, host: str, before: Sequence[str], address: str, settings: Sequence[str]) -> None:
         command = [*before, _RAY, "start", "--block", f"--node-ip-address={address}", "--num-gpus=0"]
         command += ["--disable-usage-stats", "--object-store-memory=100000000", *settings]
         up = self.log().count(_IS_UP)
         with Path(f"{self.folder}.log").open("ab") as log:
-            node = subprocess.Popen(command, stdout=log, stderr=log)
+            self.raylets[host] = subprocess.Popen(command, stdout=log, stderr=log)
         # One after the other: all share a folder, and would choose the same names for their sockets.
         wait_until(lambda: self.log().count(_IS_UP) > up, 60, self.log)
-        return node
+
+    def close(self) -> None:
+        """End what was started, and what that has started: each has the folder or the address in its command line."""
+        for node in self.raylets.values():
+            node.kill()
+        for process in Path("/proc").iterdir():
+            words = command_of(process) if process.name.isdigit() else ""
+            if self.folder in words or f"--gcs-address={self.address}" in words:
+                kill_if_there(int(process.name))
 
     def log(self) -> str:
         """What the nodes have said."""
@@ -183,10 +195,10 @@ def main(kind: str, root: str, result: str) -> None:
     with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(Networked() if kind == "networked" else Stopped(), f"{folder}/ray")
         try:
+            cluster.start()
             Path(result).write_text(json.dumps(_drive(cluster, Store(root))))
         finally:
-            for raylet in cluster.raylets.values():
-                raylet.kill()
+            cluster.close()
 
 
 def _drive(cluster: Cluster, store: Store) -> dict:
