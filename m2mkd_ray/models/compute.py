@@ -1,25 +1,16 @@
 """What models cost: multiply-accumulates (MAC) per image, from their sizes.
 
-L = tokens, D = width
-
 Matrix products only (attention's two included), as papers count; norms, softmax and
 routing are left out. Checked against the figures of docs/method.md: 28.7 GMAC for
-V-MoE-Base, 209 for its four pairs.
+V-MoE-Base, 209 for its four pairs. What a student and its modules cost is its family's to say.
 """
 
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, cast
+from typing import Literal
 
-import torch
-from timm.layers import Attention, Mlp
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
-
-from m2mkd_ray.blueprint import Blueprint, ModulePair, Vit
+from m2mkd_ray.blueprint import Blueprint, ModulePair
 from m2mkd_ray.models.families import family
-from m2mkd_ray.models.moe import MoeMlp
-from m2mkd_ray.models.vit import create_vit
+from m2mkd_ray.models.vit_macs import vit_block_macs, vit_class_token_macs
 
 BACKWARD = 2
 """A backward pass through weights and activations costs two forward passes; through activations alone, one."""
@@ -48,28 +39,22 @@ class PairCost:
         return self.before + self.teacher + self.student + self.after
 
 
-@cache
-def vit_block_macs(vit: Vit) -> float:
-    """Forward MAC of one block of a ViT, per image."""
-    return _block_macs(_one_block(vit), 0)
-
-
 def student_macs(blueprint: Blueprint) -> float:
-    """Forward MAC of the whole student's blocks, per image."""
-    return sum(_student_blocks(blueprint))
+    """Forward MAC of the whole student, per image, of a V-MoE without stem and head."""
+    return family(blueprint.student.family).macs(blueprint)
 
 
 def pair_cost(blueprint: Blueprint, pair: ModulePair, *, with_teacher: bool = True) -> PairCost:
     """MAC of one image through a pair; without teacher for `alpha=0`."""
-    block = vit_block_macs(blueprint.teacher)
+    block, of_family = vit_block_macs(blueprint.teacher), family(blueprint.student.family)
     num_after = blueprint.num_modules - 1 - pair.index
-    first, last = pair.student_blocks
     teacher_blocks = pair.teacher_blocks[1] - pair.teacher_blocks[0]
+    handed_on = of_family.num_tokens(blueprint, pair.index)
     return PairCost(
         before=block * pair.index,
         teacher=block * (teacher_blocks + num_after) if with_teacher else 0.0,
-        student=sum(_student_blocks(blueprint)[first:last]) * (1 + BACKWARD),
-        after=block * num_after * 2,
+        student=of_family.module_macs(blueprint, pair.index) * (1 + BACKWARD),
+        after=vit_block_macs(blueprint.teacher, handed_on) * num_after * 2,
     )
 
 
@@ -104,17 +89,29 @@ def step_cost(blueprint: Blueprint, pair: ModulePair, *, module: Module = "stude
     The block before each head is computed for the class token alone (`m2mkd_ray.models.class_token`). The step of the
     teacher's own `module` has no teacher.
     """
-    block, short = vit_block_macs(blueprint.teacher), _class_token_macs(_one_block(blueprint.teacher), 0)
-    num_after, is_last = blueprint.num_modules - 1 - pair.index, pair.index == blueprint.num_modules - 1
-    after = 0.0 if is_last else block * (num_after - 1) + short
+    vit, of_family = blueprint.teacher, family(blueprint.student.family)
+    block, short = vit_block_macs(vit), vit_class_token_macs(vit)
+    is_last = pair.index == blueprint.num_modules - 1
     teacher_module = block * (pair.teacher_blocks[1] - pair.teacher_blocks[0]) - (block - short if is_last else 0.0)
-    own = _short_student_macs(blueprint, pair, is_last=is_last) if module == "student" else teacher_module
+    before, after = block * pair.index, _after(blueprint, pair)
+    if module == "teacher":
+        return PairCost(before=before, teacher=0.0, student=teacher_module * (1 + BACKWARD), after=after * 2)
+    own = of_family.module_macs(blueprint, pair.index, short=is_last)
+    handed_on = of_family.num_tokens(blueprint, pair.index)
     return PairCost(
-        before=block * pair.index,
-        teacher=teacher_module + after if module == "student" else 0.0,
+        before=before,
+        teacher=teacher_module + after,
         student=own * (1 + BACKWARD),
-        after=after * 2,
+        after=_after(blueprint, pair, handed_on) * 2,
     )
+
+
+def _after(blueprint: Blueprint, pair: ModulePair, num_tokens: int | None = None) -> float:
+    """Forward MAC of the meta modules after a pair, as they are carried out, of so many tokens."""
+    vit, num_after = blueprint.teacher, blueprint.num_modules - 1 - pair.index
+    if num_after == 0:
+        return 0.0
+    return vit_block_macs(vit, num_tokens) * (num_after - 1) + vit_class_token_macs(vit, num_tokens)
 
 
 def step_flops(
@@ -125,63 +122,7 @@ def step_flops(
     return 2 * (cost.total - (0.0 if with_teacher else cost.teacher))
 
 
-def _short_student_macs(blueprint: Blueprint, pair: ModulePair, *, is_last: bool) -> float:
-    first, last = pair.student_blocks
-    macs = sum(_student_blocks(blueprint)[first:last])
-    if not is_last:
-        return macs
-    student = _student(blueprint)
-    return macs - _block_macs(student, last - 1) + _class_token_macs(student, last - 1)
-
-
 def module_stage_factor(blueprint: Blueprint, *, with_teacher: bool = True) -> float:
     """Cost of an epoch of all pairs, in epochs of training the whole student end to end."""
     pairs = sum(pair_cost(blueprint, pair, with_teacher=with_teacher).total for pair in blueprint.pairs)
     return pairs / (student_macs(blueprint) * (1 + BACKWARD))
-
-
-@cache
-def _student(blueprint: Blueprint) -> VisionTransformer:
-    with torch.device("meta"):
-        model = family(blueprint.student.family).model(blueprint)
-    assert isinstance(model, VisionTransformer)
-    return model
-
-
-@cache
-def _one_block(vit: Vit) -> VisionTransformer:
-    with torch.device("meta"):
-        return create_vit(vit.model_copy(update={"depth": 1}))
-
-
-@cache
-def _student_blocks(blueprint: Blueprint) -> tuple[float, ...]:
-    model = _student(blueprint)
-    return tuple(_block_macs(model, index) for index in range(sum(blueprint.student_depths)))
-
-
-def _block_macs(model: VisionTransformer, index: int) -> float:
-    """L (4 D^2 + 2 D H k) + 2 L^2 D, with hidden width H and k experts a token (k = 1 for a plain MLP)."""
-    num_tokens, width, of_mlp = _num_tokens(model), model.embed_dim, _mlp_macs(model, index)
-    return num_tokens * (4 * width**2 + of_mlp) + 2 * num_tokens**2 * width
-
-
-def _class_token_macs(model: VisionTransformer, index: int) -> float:
-    """4 D^2 + 2 D H k of one token, and 2 h L D for its h heads' way over all of them."""
-    width, heads = model.embed_dim, cast(Attention, model.blocks[index].attn).num_heads
-    return 4 * width**2 + _mlp_macs(model, index) + 2 * heads * _num_tokens(model) * width
-
-
-def _num_tokens(model: VisionTransformer) -> int:
-    return int(model.num_prefix_tokens + model.patch_embed.num_patches)
-
-
-def _mlp_macs(model: VisionTransformer, index: int) -> float:
-    """2 D H k of one token."""
-    mlp = model.blocks[index].mlp
-    if isinstance(mlp, MoeMlp):
-        hidden, top_k = int(mlp.experts.w1.shape[-1]), mlp.router.top_k
-    else:
-        assert isinstance(mlp, Mlp)
-        hidden, top_k = cast(nn.Linear, mlp.fc1).out_features, 1
-    return 2 * model.embed_dim * hidden * top_k

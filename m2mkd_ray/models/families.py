@@ -1,7 +1,7 @@
 """The student families.
 
-A family is one file with the four functions of `Family`; a new one is that file and one line in `FAMILIES`. The
-contract tests find it there.
+A family is one file (or folder) with the functions of `Family`; a new one is that file and one line in `FAMILIES`.
+The contract tests find it there.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Family(Protocol):
     def model(self, blueprint: Blueprint, drop_path: float = 0.0, *, keep_stitches: bool = False) -> nn.Module:
         """Build the whole student: images (B, 3, H, W) to logits (B, K)."""
 
-    def modules(self, blueprint: Blueprint, drop_path: float = 0.0) -> list[nn.Sequential]:
+    def modules(self, blueprint: Blueprint, drop_path: float = 0.0) -> Sequence[nn.Module]:
         """Build its modules, each of which fits in the place of a module of the meta model."""
 
     def rules(self, blueprint: Blueprint, *, keep_stitches: bool = False) -> Sequence[Rules]:
@@ -29,6 +29,16 @@ class Family(Protocol):
 
     def fresh(self, blueprint: Blueprint) -> Sequence[str]:
         """Regular expressions for tensors of the whole student that no module trains."""
+
+    def macs(self, blueprint: Blueprint) -> float:
+        """Forward multiply-accumulates of the whole student, per image."""
+
+    def module_macs(self, blueprint: Blueprint, index: int, *, short: bool = False) -> float:
+        """Forward multiply-accumulates of a module in the meta model, per image; `short`: with its last block
+        computed for the class token alone, where that is done."""
+
+    def num_tokens(self, blueprint: Blueprint, index: int) -> int:
+        """Tokens that a module but the last hands on in the meta model."""
 
 
 FAMILIES: dict[str, Family] = {"vmoe": vmoe}

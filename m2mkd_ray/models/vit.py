@@ -14,6 +14,7 @@ on the ViT's own parts, so that every ViT that timm builds from its
 
 import difflib
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import islice
 from typing import cast
 
@@ -108,6 +109,18 @@ def width(vit: Vit) -> int:
         return vit.width
     with torch.device("meta"):
         return create_vit(vit).embed_dim
+
+
+@cache
+def num_tokens(vit: Vit) -> int:
+    """Tokens of a ViT, prefix included."""
+    with torch.device("meta"):
+        return tokens_of(create_vit(vit.model_copy(update={"depth": 1})))
+
+
+def tokens_of(vit: VisionTransformer) -> int:
+    """Tokens of a ViT, prefix included."""
+    return int(vit.num_prefix_tokens + vit.patch_embed.num_patches)
 
 
 def split(vit: VisionTransformer, depths: Sequence[int]) -> list[nn.Sequential]:

@@ -13,8 +13,10 @@ teacher have the same width the stitches are there all the same, as in the refer
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import count
 
+import torch
 from timm.layers import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -25,6 +27,8 @@ from m2mkd_ray.models.fill import Rules
 from m2mkd_ray.models.moe import MoeMlp
 from m2mkd_ray.models.stitch import Stitch
 from m2mkd_ray.models.vit import create_vit, drop_path_rates, set_drop_path, split, width
+from m2mkd_ray.models.vit import num_tokens as tokens_of_vit
+from m2mkd_ray.models.vit_macs import block_macs, class_token_macs
 
 
 def model(blueprint: Blueprint, drop_path: float = 0.0, *, keep_stitches: bool = False) -> VisionTransformer:
@@ -91,8 +95,32 @@ def fresh(blueprint: Blueprint) -> tuple[str, ...]:
     return ()
 
 
+def macs(blueprint: Blueprint) -> float:
+    """Forward MAC of the whole student's blocks, per image; stem and head are left out."""
+    return sum(block_macs(_without_tensors(blueprint), index) for index in range(sum(blueprint.student_depths)))
+
+
+def module_macs(blueprint: Blueprint, index: int, *, short: bool = False) -> float:
+    """Forward MAC of a module's blocks, per image; `short`: the last one for the class token alone."""
+    vit, (first, last) = _without_tensors(blueprint), blueprint.pairs[index].student_blocks
+    *before, end = (block_macs(vit, block) for block in range(first, last))
+    return sum(before) + (class_token_macs(vit, last - 1) if short else end)
+
+
+def num_tokens(blueprint: Blueprint, index: int) -> int:
+    """Tokens that a module hands on in the meta model: all."""
+    return tokens_of_vit(blueprint.teacher)
+
+
+@cache
+def _without_tensors(blueprint: Blueprint) -> VisionTransformer:
+    with torch.device("meta"):
+        return model(blueprint)
+
+
 def _sparse_vit(blueprint: Blueprint, drop_path: float) -> VisionTransformer:
     student = blueprint.student
+    assert student.vit is not None  # the blueprint has seen to it
     vit = create_vit(student.vit, drop_path)
     if len(vit.blocks) != sum(blueprint.student_depths):
         raise UsageError(
