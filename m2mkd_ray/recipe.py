@@ -335,13 +335,19 @@ def _changed(recipe: Recipe, changes: Sequence[tuple[str, Any]], source: str, pr
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:
-    """All settings, those of every single pair too, given or not."""
-    tree = recipe.model_dump()
+    """All settings, those that dumps leave out and those of every single pair too, given or not."""
+    tree = {name: _settings(getattr(recipe, name)) for name in Recipe.model_fields}
     tree["pairs"]["of"] = {
         str(pair.index): recipe.pairs.of.get(pair.index, PairSettings()).model_dump()
         for pair in recipe.blueprint.pairs
     }
     return tree
+
+
+def _settings(value: Any) -> Any:
+    if not isinstance(value, BaseModel):
+        return value
+    return {name: _settings(getattr(value, name)) for name in type(value).model_fields}
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -19,6 +19,12 @@ def demo() -> Recipe:
     return demo.model_copy(update=update)
 
 
+def test_settings_that_dumps_leave_out_can_be_changed(demo: Recipe) -> None:
+    changed = override(demo, ["finetune.decayed=all"])
+    assert (changed.finetune.decayed, changed.meta.decayed) == ("all", "matrices")
+    assert changed.finetune.train.decayed == "all"
+
+
 def test_settings_are_changed_with_their_types_and_nothing_else(demo: Recipe) -> None:
     changed = override(
         demo,

@@ -8,7 +8,7 @@ B = images, K = classes
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,14 @@ class Objective(Protocol):
 
     def set_precision(self, precision: Precision) -> None:
         """Cast what is frozen, and take inputs in this precision; what learns is the engine's to cast."""
+
+
+@runtime_checkable
+class Regularised(Protocol):
+    """A model with a term of its own in the loss of a training end to end."""
+
+    def regulariser(self) -> Tensor:
+        """A scalar that is added to the loss, a function of the weights."""
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -107,10 +115,16 @@ class Classification(nn.Module):
         self.precision = precision
 
     def forward(self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None) -> Loss:
-        """Soft-target cross-entropy of the model's logits; there is no teacher."""
+        """Soft-target cross-entropy of the model's logits, and the model's own term if it has one; no teacher."""
         logits = self.model(images.bfloat16() if self.precision == "bf16_pure" else images)
-        loss = soft_cross_entropy(logits, targets)
-        return loss, {"loss": loss.detach()}
+        cross_entropy = soft_cross_entropy(logits, targets)
+        if not isinstance(self.model, Regularised):
+            return cross_entropy, {"loss": cross_entropy.detach()}
+        regulariser = self.model.regulariser()
+        loss = cross_entropy + regulariser
+        return loss, {
+            "loss": loss.detach(), "ce": cross_entropy.detach(), "regulariser": regulariser.detach(),
+        }  # fmt: skip
 
 
 class ModuleDistillation(nn.Module):

@@ -30,6 +30,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     schedule: Literal["step", "epoch"] = "step"
     """Whether the learning rate moves every step, or every epoch as in the reference."""
     weight_decay: float = Field(0.05, ge=0)
+    decayed: Literal["matrices", "all"] = Field("matrices", exclude_if=lambda decayed: decayed == "matrices")
+    """What decays: matrices, or biases, norms and everything else too (as the NAC authors train). Left out of dumps
+    while it is the former, so that keys stay as they were before there was this field."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     clip_norm: float | None = Field(None, gt=0)
@@ -78,12 +81,16 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what requires a gradient, with weight decay on matrices only.
+    """AdamW over what requires a gradient, with weight decay on matrices only, or on all (`decayed`).
 
     timm's `param_groups_weight_decay` leaves out biases and tensors of one dimension;
     position embedding and class token are left out by name.
     """
-    exempt = [name for name, _ in module.named_parameters() if name.endswith(NO_DECAY)]
-    groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=exempt)
+    if config.decayed == "all":
+        learnt = [weight for weight in module.parameters() if weight.requires_grad]
+        groups = [{"params": learnt, "weight_decay": config.weight_decay}]
+    else:
+        exempt = [name for name, _ in module.named_parameters() if name.endswith(NO_DECAY)]
+        groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=exempt)
     # Fused on a CPU too: half the time of the loop over tensors, and the same weights within rounding.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

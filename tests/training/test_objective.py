@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Vit
 from m2mkd_ray.models import create_vit, split
-from m2mkd_ray.training import ModuleDistillation, Prefix, TeacherHybrid, TorchEngine, TrainConfig
+from m2mkd_ray.training import Classification, ModuleDistillation, Prefix, TeacherHybrid, TorchEngine, TrainConfig
 from m2mkd_ray.training.objective import distillation, soft_cross_entropy
 
 VIT = Vit(name="vit_tiny_patch16_224", img_size=16, patch_size=8, num_classes=5, width=16, depth=3, num_heads=2)
@@ -330,3 +330,20 @@ def test_the_teachers_share_is_left_out_of_steps_that_are_not_logged(
     assert "teacher_share" in objective(images, targets)[1]
     objective.is_logged = False
     assert set(objective(images, targets)[1]) == {"loss", "ce", "kd"}
+
+
+class Weighed(nn.Linear):
+    """A model whose loss has a term of its own: the sum of its weights' squares."""
+
+    def regulariser(self) -> Tensor:
+        return self.weight.square().sum()
+
+
+def test_a_models_own_term_is_added_to_its_labels_loss() -> None:
+    images, targets = torch.randn(B, 3), torch.eye(K)[torch.arange(B) % K]
+    plain, weighed = nn.Linear(3, K), Weighed(3, K)
+    weighed.load_state_dict(plain.state_dict())
+    (loss, logs), (of_labels, alone) = Classification(weighed)(images, targets), Classification(plain)(images, targets)
+    torch.testing.assert_close(loss, of_labels + plain.weight.square().sum())
+    assert (logs["ce"], logs["loss"]) == (of_labels, loss)
+    assert set(alone) == {"loss"}

@@ -101,3 +101,12 @@ def test_only_what_requires_a_gradient_is_optimized(student: nn.Module) -> None:
     optimizer = adamw(student, TrainConfig(epochs=1, lr=1e-3, betas=(0.8, 0.99), eps=1e-6))
     assert sorted(p.numel() for group in optimizer.param_groups for p in group["params"]) == [5, 80]
     assert all((group["betas"], group["eps"]) == ((0.8, 0.99), 1e-6) for group in optimizer.param_groups)
+
+
+def test_everything_decays_where_it_is_said() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)).requires_grad_(True)
+    model[0].bias.requires_grad_(False)
+    (group,) = adamw(model, TrainConfig(epochs=1, lr=1e-3, weight_decay=0.075, decayed="all")).param_groups
+    assert group["weight_decay"] == 0.075
+    assert {id(weight) for weight in group["params"]} == {id(model[0].weight), id(model[1].weight), id(model[1].bias)}
+    assert "decayed" not in TrainConfig(epochs=1, lr=1e-3).model_dump()  # so that keys stay
