@@ -56,13 +56,115 @@ class Moe(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+class Prior(BaseModel, frozen=True, extra="forbid"):
+    """The random graph that a NAC's mediators start from (kamanphoebe/m2mKD `configs/nac_*.yml`)."""
+
+    kind: Literal["scale_free", "planted_partition", "ring_of_cliques", "erdos_renyi"] = "scale_free"
+    """networkx' barabasi_albert_graph, planted_partition_graph, ring_of_cliques or erdos_renyi_graph."""
+    new_edges: int = Field(2, gt=0)
+    """scale_free: edges that each new node brings (m)."""
+    num_groups: int = Field(8, gt=1)
+    """planted_partition, ring_of_cliques: groups of equal size; must divide the number of mediators."""
+    p_in: float = Field(0.9, ge=0, le=1)
+    """planted_partition: probability of an edge inside a group."""
+    p_out: float = Field(0.2, ge=0, le=1)
+    """planted_partition: probability of an edge between groups."""
+    p: float = Field(0.1, ge=0, le=1)
+    """erdos_renyi: probability of any edge."""
+    threshold: float = Field(0.8, gt=0, lt=2)
+    """Signatures are fitted so that edges end below this distance and others above it. The reference's is not the
+    kernel's truncation, so its graphs are denser than their prior; equal to `truncation`, they are the prior."""
+    steps: int = Field(1000, gt=0)
+    """Adam's, when signatures are fitted."""
+
+
+class Nac(BaseModel, frozen=True, extra="forbid"):
+    """A neural attentive circuit; defaults are those of m2mKD for Tiny-ImageNet, with the classes to be given.
+
+    kamanphoebe/m2mKD `configs/nac_scale_tinyimnet_config.yml`; see docs/method.md.
+    """
+
+    img_size: int = Field(64, gt=0)
+    """Height and width of the images in pixels, a multiple of 8: the tokenizer makes one token of 8 x 8 pixels."""
+    num_classes: int = Field(gt=1)
+    width: int = Field(384, gt=0)
+    """Of states and of codes; a multiple of 4, as the tokenizer begins at a quarter of it."""
+    num_heads: int = Field(6, gt=0)
+    head_width: int = Field(64, gt=0)
+    signature_width: int = Field(64, gt=0)
+    num_inputs: int = Field(64, gt=0)
+    """Input latents, which read the image's tokens."""
+    num_mediators: int = Field(256, gt=0)
+    """Mediator latents, which the propagators update; the graph is theirs."""
+    num_outputs: int = Field(64, gt=0)
+    """Output latents, whose states are pooled."""
+    mlp_ratio: float = Field(2.0, gt=0)
+    """Hidden width of the GEGLU MLPs by the width."""
+    grid_width: int = Field(64, gt=0)
+    """Channels of the learned grid of positions, beside those of the features."""
+    layer_scale: float = Field(0.1, ge=0)
+    """LayerScale at the start; the read-in's attention starts with 1."""
+    code_noise: float = Field(0.05, ge=0)
+    """In training a code c becomes c + U(-1, 1) * code_noise * |c|."""
+    truncation: float = Field(0.9, gt=0)
+    """Cosine distance beyond which a sender is not seen."""
+    temperature: float = Field(0.5, gt=0)
+    """Of the relaxed Bernoulli samples of edges in training."""
+    prior: Prior = Prior()
+    repulsion: float = Field(0.1, ge=0)
+    """Weight of the term that drives signatures apart, in training end to end."""
+    hinge: float = Field(0.4, gt=0)
+    """Distance below which they are driven apart."""
+    evaluation: Literal["mean", "sampled"] = "mean"
+    """mean: initial states and pooling without noise. sampled: with noise, as the reference's, but from a seed of its
+    own, so that the same batch has the same logits."""
+    hybrid_inputs: int = Field(1, gt=0)
+    """Latents of the read-in, and so tokens that it hands on, in the meta model; 1 as in the reference."""
+    hybrid_codes: Literal["fixed", "learned"] = "fixed"
+    """Codes and states that modules have in the meta model: random and fixed as in the reference, or trained."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Nac":
+        problems = []
+        if self.img_size % 8:
+            problems.append(f"img_size {self.img_size} is not a multiple of 8, the pixels of a token")
+        if self.width % 4:
+            problems.append(f"width {self.width} is not a multiple of 4")
+        prior, mediators = self.prior, self.num_mediators
+        if prior.kind in ("planted_partition", "ring_of_cliques") and mediators % prior.num_groups:
+            problems.append(f"prior.num_groups {prior.num_groups} does not divide num_mediators {mediators}")
+        if prior.kind == "scale_free" and prior.new_edges >= mediators:
+            problems.append(f"prior.new_edges {prior.new_edges} is not less than num_mediators {mediators}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
 class Student(BaseModel, frozen=True, extra="forbid"):
-    """The modular student."""
+    """The modular student: a ViT whose MLPs are mixtures, or a neural attentive circuit."""
 
     family: str = "vmoe"
     """A name in `m2mkd_ray.models.FAMILIES`."""
-    vit: Vit
+    vit: Vit | None = None
+    """What a V-MoE is made of."""
     moe: Moe = Moe()
+    nac: Nac | None = Field(None, exclude_if=lambda nac: nac is None)
+    """A NAC's sizes. Left out of dumps while None, so that keys of other students stay as they were before it."""
+
+    @model_validator(mode="after")
+    def _has_the_sizes_of_its_family(self) -> "Student":
+        if (self.family == "nac") != (self.nac is not None):
+            raise ValueError(f"`nac` is needed by family=nac, and only by it; family is {self.family}")
+        if (self.nac is None) != (self.vit is not None):
+            raise ValueError("`vit` is needed by every family but nac, and not by that one")
+        return self
+
+    @property
+    def sizes(self) -> Vit | Nac:
+        """What the student is made of."""
+        sizes = self.nac or self.vit
+        assert sizes is not None
+        return sizes
 
 
 class Blueprint(BaseModel, frozen=True, extra="forbid"):
@@ -78,13 +180,18 @@ class Blueprint(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _fits_together(self) -> "Blueprint":
         problems = [
-            f"{who}_depths {depths} add up to {sum(depths)} blocks, but {who} has depth {vit.depth}"
-            for who, vit, depths in (
+            f"{who}_depths {depths} add up to {sum(depths)} blocks, but {who} has depth {sizes.depth}"
+            for who, sizes, depths in (
                 ("teacher", self.teacher, self.teacher_depths),
-                ("student", self.student.vit, self.student_depths),
+                ("student", self.student.sizes, self.student_depths),
             )
-            if vit.depth is not None and sum(depths) != vit.depth
+            if isinstance(sizes, Vit) and sizes.depth is not None and sum(depths) != sizes.depth
         ]
+        if self.student.nac is not None and (set(self.student_depths) != {1} or len(self.student_depths) < 3):
+            problems.append(
+                f"a NAC's modules are read-in, propagators and read-out, of one layer each, so student_depths must be "
+                f"three or more ones, but is {self.student_depths}"
+            )
         if len(self.teacher_depths) != len(self.student_depths):
             problems.append(
                 f"teacher_depths {self.teacher_depths} make {len(self.teacher_depths)} modules, "
@@ -95,7 +202,7 @@ class Blueprint(BaseModel, frozen=True, extra="forbid"):
         if any(depth < 1 for depth in self.teacher_depths + self.student_depths):
             problems.append("every module needs at least one block")
         for field in ("img_size", "num_classes"):
-            of_teacher, of_student = getattr(self.teacher, field), getattr(self.student.vit, field)
+            of_teacher, of_student = getattr(self.teacher, field), getattr(self.student.sizes, field)
             if of_teacher != of_student:
                 problems.append(f"teacher has {field} {of_teacher}, but student has {of_student}")
         if problems:

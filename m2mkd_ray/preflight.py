@@ -80,10 +80,11 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
     for name in missing:
         yield f"Data set {source.dataset!r} has no split {name!r}, only {', '.join(folder.index.splits)}."
     if folder.index.num_classes != blueprint.teacher.num_classes:
+        of_student = "vit" if blueprint.student.nac is None else "nac"
         yield (
             f"Data set {source.dataset!r} has {folder.index.num_classes} classes, but the blueprint's num_classes is "
             f"{blueprint.teacher.num_classes}. Set blueprint.teacher.num_classes and "
-            f"blueprint.student.vit.num_classes to {folder.index.num_classes}."
+            f"blueprint.student.{of_student}.num_classes to {folder.index.num_classes}."
         )
     if source.split not in missing:
         yield from _of_rows(recipe, folder)
@@ -155,7 +156,7 @@ def _is_told_already(suite: str, recipe: Recipe) -> bool:
 def _of_models(recipe: Recipe) -> Iterator[str]:
     blueprint = recipe.blueprint
     yield from _tried("the teacher", partial(_build_and_cut, blueprint.teacher, blueprint.teacher_depths))
-    yield from _tried("the student", partial(_build_student, blueprint))
+    yield from _tried("the student", partial(_build_student, blueprint, recipe.keep_stitches))
 
 
 def _tried(what: str, build: Callable[[], object]) -> Iterator[str]:
@@ -170,9 +171,9 @@ def _build_and_cut(vit: Vit, depths: Sequence[int]) -> None:
     split(create_vit(vit), depths)
 
 
-def _build_student(blueprint: Blueprint) -> None:
+def _build_student(blueprint: Blueprint, keep_stitches: bool) -> None:
     of_family = family(blueprint.student.family)
-    of_family.model(blueprint)
+    of_family.model(blueprint, keep_stitches=keep_stitches)
     of_family.modules(blueprint)
 
 

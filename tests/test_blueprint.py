@@ -1,6 +1,6 @@
 import pytest
 
-from m2mkd_ray.blueprint import Blueprint, ModulePair, Moe, Student, Vit
+from m2mkd_ray.blueprint import Blueprint, ModulePair, Moe, Nac, Prior, Student, Vit
 
 SIZE = {"name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 4, "num_classes": 10, "num_heads": 4}
 TEACHER = Vit(width=64, depth=12, **SIZE)
@@ -54,3 +54,53 @@ def test_what_does_not_fit_together_is_refused_with_numbers(changes: dict, messa
 def test_all_problems_are_in_one_message() -> None:
     with pytest.raises(ValueError, match=r"add up to 11 .*; student_depths \(1, 1\) add up to 2 .*; .* make 2"):
         blueprint(teacher_depths=(3, 4, 4), student_depths=(1, 1))
+
+
+NAC = Nac(img_size=32, num_classes=10)
+
+
+def test_a_circuit_has_one_layer_a_module() -> None:
+    circuit = Student(family="nac", nac=NAC)
+    assert blueprint(student=circuit, student_depths=(1, 1, 1)).student.sizes is NAC
+    for depths in ((2, 2, 4), (1, 1, 2)):
+        with pytest.raises(ValueError, match=r"student_depths must be three or more ones, but is \(\d"):
+            blueprint(student=circuit, student_depths=depths)
+    with pytest.raises(ValueError, match="three or more ones"):
+        blueprint(teacher_depths=(6, 6), student=circuit, student_depths=(1, 1))
+
+
+def test_a_circuit_has_the_teachers_images_and_classes() -> None:
+    other = Student(family="nac", nac=Nac(img_size=64, num_classes=5))
+    with pytest.raises(ValueError, match=r"img_size 32, but student has 64; .* num_classes 10, but student has 5"):
+        blueprint(student=other, student_depths=(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"family": "nac"}, "`nac` is needed by family=nac, and only by it; family is nac"),
+        ({"family": "vmoe", "nac": NAC}, "`nac` is needed by family=nac, and only by it; family is vmoe"),
+        ({"family": "nac", "nac": NAC, "vit": TEACHER}, "`vit` is needed by every family but nac"),
+        ({"family": "vmoe"}, "`vit` is needed by every family but nac"),
+    ],
+)
+def test_a_student_has_the_sizes_of_its_family_alone(sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Student.model_validate(sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"img_size": 60, "width": 382}, "img_size 60 is not a multiple of 8.*; width 382 is not a multiple of 4"),
+        ({"prior": Prior(kind="ring_of_cliques", num_groups=7)}, "num_groups 7 does not divide num_mediators 256"),
+        ({"num_mediators": 2}, "new_edges 2 is not less than num_mediators 2"),
+    ],
+)
+def test_sizes_of_a_circuit_that_do_not_fit_are_refused(sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Nac.model_validate({"num_classes": 10, **sizes})
+
+
+def test_other_students_are_dumped_as_before_there_were_circuits() -> None:
+    assert set(STUDENT.model_dump()) == {"family", "vit", "moe"}

@@ -11,6 +11,8 @@ from m2mkd_ray.commands.session import AsJson, PlacementName, RecipeName, Settin
 from m2mkd_ray.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from m2mkd_ray.execution import Stage, Store
     from m2mkd_ray.execution.status import StageStatus
     from m2mkd_ray.recipe import Recipe
@@ -156,6 +158,7 @@ def model_sizes(recipe: "Recipe") -> list[ModelSize]:
     from m2mkd_ray.models import create_vit, family, num_active_parameters, num_parameters
 
     blueprint = recipe.blueprint
+    depths = {"teacher": sum(blueprint.teacher_depths), "meta": blueprint.num_modules}
     with torch.device("meta"):
         student = family(blueprint.student.family).model(blueprint)
         models: dict[str, nn.Module] = {"student": student}
@@ -164,13 +167,20 @@ def model_sizes(recipe: "Recipe") -> list[ModelSize]:
     return [
         ModelSize(
             model=name,
-            blocks=len(model.get_submodule("blocks")),  # type: ignore[arg-type]  # a Sequential
-            width=int(model.embed_dim),  # type: ignore[arg-type]  # timm's
+            blocks=depths.get(name, sum(blueprint.student_depths)),
+            width=_width(model),
             parameters=num_parameters(model),
             active_parameters=num_active_parameters(model),
         )
         for name, model in models.items()
     ]
+
+
+def _width(model: "nn.Module") -> int:
+    """Of a ViT's tokens, or of a circuit's states."""
+    width = getattr(model, "embed_dim", None) or getattr(model, "width")  # noqa: B009  # one or the other
+    assert isinstance(width, int)
+    return width
 
 
 def pair_sizes(recipe: "Recipe") -> list[PairSize]:

@@ -87,7 +87,7 @@ class Exported:
 
     def _read(self, images: Sequence[str | Path]) -> tuple[Tensor, list[str]]:
         """Images (B, 3, H, W) of the files that can be read, and what is wrong with the others."""
-        size = self.config.blueprint.student.vit.img_size
+        size = self.config.blueprint.student.sizes.img_size
         transform = eval_transform(size, self.config.augmentation)
         pixels, problems = [np.zeros((0, size, size, 3), np.uint8)], []
         for image in images:
@@ -129,8 +129,9 @@ def load_export(folder: str | Path) -> Exported:
     folder = Path(folder)
     try:
         config = ExportedConfig.model_validate_json((folder / CONFIG).read_bytes())
-        model = family(config.blueprint.student.family).model(config.blueprint, keep_stitches=config.keep_stitches)
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        with torch.device("meta"):  # nothing is drawn or fitted that the weights replace
+            model = family(config.blueprint.student.family).model(config.blueprint, keep_stitches=config.keep_stitches)
+        model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:  # RuntimeError: of load_state_dict
         raise ArtifactError(
             f"{folder} is no export of this version; write one with `m2mkd export RECIPE --to FOLDER`. Found: {error}"

@@ -11,7 +11,7 @@ from torch import nn
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.errors import UsageError
-from m2mkd_ray.models import vmoe
+from m2mkd_ray.models import nac, vmoe
 from m2mkd_ray.models.fill import Rules
 
 
@@ -41,7 +41,7 @@ class Family(Protocol):
         """Tokens that a module but the last hands on in the meta model."""
 
 
-FAMILIES: dict[str, Family] = {"vmoe": vmoe}
+FAMILIES: dict[str, Family] = {"nac": nac, "vmoe": vmoe}
 
 
 def family(name: str) -> Family:

@@ -79,8 +79,9 @@ def load_meta(blueprint: Blueprint, folder: Path) -> list[nn.Module]:
 
 def load_student(blueprint: Blueprint, folder: Path, *, keep_stitches: bool) -> nn.Module:
     """The whole student whose weights an artifact holds, in evaluation mode."""
-    model = family(blueprint.student.family).model(blueprint, keep_stitches=keep_stitches)
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    with torch.device("meta"):  # nothing is drawn or fitted that the weights replace
+        model = family(blueprint.student.family).model(blueprint, keep_stitches=keep_stitches)
+    model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
     return model.eval()
 
 

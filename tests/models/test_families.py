@@ -4,26 +4,65 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from m2mkd_ray.blueprint import Blueprint
+from m2mkd_ray.blueprint import Blueprint, Nac, Prior, Student
 from m2mkd_ray.errors import FillError, UsageError
 from m2mkd_ray.models.families import FAMILIES, Family, family
 from m2mkd_ray.models.fill import fill
 from m2mkd_ray.models.vit import create_vit, splice, split
 
+NAC = Nac(img_size=16, num_classes=5, width=16, num_heads=2, num_mediators=8, prior=Prior(steps=20))
+
 
 @pytest.fixture(params=sorted(FAMILIES))
-def student(request: pytest.FixtureRequest) -> Family:
-    return family(request.param)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def student(name: str) -> Family:
+    return family(name)
+
+
+@pytest.fixture
+def blueprint(name: str, blueprint: Blueprint) -> Blueprint:
+    """The small one, with a student of the family, in three modules."""
+    if name == "vmoe":
+        return blueprint
+    of_nac = {"student": Student(family="nac", nac=NAC), "student_depths": (1, 1, 1)}
+    return Blueprint.model_validate(blueprint.model_dump() | of_nac)
+
+
+@pytest.fixture
+def other(name: str, blueprint: Blueprint) -> Blueprint:
+    """Another student of the family."""
+    if name == "vmoe":
+        return blueprint.model_copy(update={"student_depths": (2, 1, 1)})
+    wider = Student(family="nac", nac=NAC.model_copy(update={"mlp_ratio": 3.0}))
+    return blueprint.model_copy(update={"student": wider})
+
+
+keeping = pytest.mark.parametrize("name", sorted({*FAMILIES} - {"nac"}), indirect=True)
+"""Families whose whole student may keep its stitches."""
 
 
 def test_modules_map_images_to_the_teachers_width_to_logits(
     student: Family, blueprint: Blueprint, images: Tensor
 ) -> None:
-    tokens = images
-    for module in student.modules(blueprint)[:-1]:
-        tokens = module(tokens)
-        assert tokens.shape == (3, 17, 24)
-    assert student.modules(blueprint)[-1](tokens).shape == (3, 5)
+    tokens = torch.randn(3, 17, 24)
+    *modules, last = student.modules(blueprint)
+    for index, module in enumerate(modules):
+        found = module(tokens if index else images)
+        assert found.shape == (3, student.num_tokens(blueprint, index), 24)
+    assert last(tokens).shape == (3, 5)
+
+
+def test_the_whole_student_maps_images_to_logits(student: Family, blueprint: Blueprint, images: Tensor) -> None:
+    assert student.model(blueprint)(images).shape == (3, 5)
+
+
+def test_a_student_and_all_its_modules_cost_something(student: Family, blueprint: Blueprint) -> None:
+    costs = [student.module_macs(blueprint, index, short=index == 2) for index in range(3)]
+    assert all(cost > 0 for cost in [student.macs(blueprint), *costs])
 
 
 def test_every_module_can_be_incubated_in_the_meta_model(
@@ -35,16 +74,15 @@ def test_every_module_can_be_incubated_in_the_meta_model(
         assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("keep_stitches", [True, False])
-def test_rules_place_every_tensor_of_the_modules(student: Family, blueprint: Blueprint, keep_stitches: bool) -> None:
+def test_rules_place_every_tensor_of_the_modules(student: Family, blueprint: Blueprint) -> None:
     parts = [module.state_dict() for module in student.modules(blueprint)]
-    model = student.model(blueprint, keep_stitches=keep_stitches)
-    rules, fresh = student.rules(blueprint, keep_stitches=keep_stitches), student.fresh(blueprint)
-    filled = fill(model, parts, rules, fresh)
+    model = student.model(blueprint)
+    filled = fill(model, parts, student.rules(blueprint), student.fresh(blueprint))
     assert filled.filled + filled.dropped == sum(len(part) for part in parts)
     assert filled.filled + filled.fresh == len(model.state_dict())
 
 
+@keeping
 def test_a_student_that_keeps_its_stitches_is_its_modules_in_a_row(
     student: Family, blueprint: Blueprint, images: Tensor
 ) -> None:
@@ -55,10 +93,9 @@ def test_a_student_that_keeps_its_stitches_is_its_modules_in_a_row(
     assert torch.equal(model(images), modules(images))
 
 
-def test_modules_of_another_blueprint_are_refused(student: Family, blueprint: Blueprint) -> None:
+def test_modules_of_another_blueprint_are_refused(student: Family, blueprint: Blueprint, other: Blueprint) -> None:
     parts = [module.state_dict() for module in student.modules(blueprint)]
-    other = blueprint.model_copy(update={"student_depths": (2, 1, 1)})
-    with pytest.raises(FillError, match=r"no rule says where it goes|no module fills it"):
+    with pytest.raises(FillError, match=r"no rule says where it goes|no module fills it|found .* expected"):
         fill(student.model(other), parts, student.rules(other), student.fresh(other))
 
 

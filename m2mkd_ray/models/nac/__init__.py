@@ -1,0 +1,82 @@
+"""The family NAC: neural attentive circuits, as m2mKD trains them (kamanphoebe/m2mKD `nacs/`, `nacstudent.py`).
+
+Modules and the parts of a circuit that they train:
+
+    module 0      tokenizer, read-in, stitch D -> T
+    module i      stitch T -> D, propagator i - 1, stitch D -> T
+    module N - 1  stitch T -> D, read-out, pooling with classifier
+
+Codes, signatures, the kernels' bandwidths and the seeder of first states are trained in no module: they start anew in
+the circuit. Grid and classifier are carried over, as here all stages have the same images and classes; the reference
+carries them over for ImageNet, but not for Tiny-ImageNet, whose modules it trains on ImageNet.
+"""
+
+from m2mkd_ray.blueprint import Blueprint, Nac
+from m2mkd_ray.errors import UsageError
+from m2mkd_ray.models.fill import Rules
+from m2mkd_ray.models.nac.circuit import Circuit
+from m2mkd_ray.models.nac.hybrid import PropagatorModule, ReadInModule, ReadOutModule
+from m2mkd_ray.models.nac.macs import macs, module_macs, num_tokens
+from m2mkd_ray.models.vit import width
+
+__all__ = ["fresh", "macs", "model", "module_macs", "modules", "num_tokens", "rules"]
+
+Module = ReadInModule | PropagatorModule | ReadOutModule
+
+NEVER_TAUGHT = (
+    r"(inputs|mediators|outputs)\.(signatures|codes)",
+    r"seeder\..+",
+    r"propagators\.\d+\.attention\.kernel\.bandwidth",
+    r"read_out\.attention\.kernel\.bandwidth",
+)
+
+
+def model(blueprint: Blueprint, drop_path: float = 0.0, *, keep_stitches: bool = False) -> Circuit:
+    """Build the whole circuit, images (B, 3, H, W) to logits (B, K), with random weights.
+
+    Args:
+        blueprint: what to build.
+        drop_path: stochastic depth of every propagator.
+        keep_stitches: has to be False.
+
+    Raises:
+        UsageError: stitches are to be kept: latents have no place for them.
+    """
+    if keep_stitches:
+        raise UsageError("A NAC cannot keep its stitches: its latents are no tokens of the teacher's. Drop them.")
+    return Circuit(_nac(blueprint), blueprint.num_modules - 2, drop_path)
+
+
+def modules(blueprint: Blueprint, drop_path: float = 0.0) -> list[Module]:
+    """Build the student's modules, with stitches to the teacher's width and random weights.
+
+    Module 0 maps images to tokens (B, hybrid_inputs, T), the last one tokens (B, L, T) to logits, the others tokens to
+    tokens. `drop_path` is the stochastic depth of every propagator; read-in and read-out have none.
+    """
+    nac, teacher_width = _nac(blueprint), width(blueprint.teacher)
+    between = [PropagatorModule(nac, teacher_width, drop_path) for _ in range(blueprint.num_modules - 2)]
+    return [ReadInModule(nac, teacher_width), *between, ReadOutModule(nac, teacher_width)]
+
+
+def rules(blueprint: Blueprint, *, keep_stitches: bool = False) -> list[Rules]:
+    """Where the tensors of every module go in `model(blueprint)`; stitches, codes and states are dropped."""
+    dropped = {r"(pre|post)_stitch\..+": None, r"code|state": None}
+    between: list[Rules] = [
+        {r"propagator\.(.+)": rf"propagators.{index}.\1", **dropped} for index in range(blueprint.num_modules - 2)
+    ]
+    return [
+        {r"((tokenizer|read_in)\..+)": r"\1", **dropped},
+        *between,
+        {r"((read_out|pooling)\..+)": r"\1", **dropped},
+    ]
+
+
+def fresh(blueprint: Blueprint) -> tuple[str, ...]:
+    """What no module trains: signatures, codes, seeder and bandwidths."""
+    return NEVER_TAUGHT
+
+
+def _nac(blueprint: Blueprint) -> Nac:
+    nac = blueprint.student.nac
+    assert nac is not None  # the blueprint has seen to it
+    return nac
