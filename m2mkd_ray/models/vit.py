@@ -103,12 +103,13 @@ def create_vit(vit: Vit, drop_path: float = 0.0) -> VisionTransformer:
     return _cuttable(model, vit)
 
 
+@cache
 def width(vit: Vit) -> int:
     """Width of a ViT's tokens, also where the blueprint leaves it to the entry point."""
     if vit.width is not None:
         return vit.width
     with torch.device("meta"):
-        return create_vit(vit).embed_dim
+        return create_vit(vit.model_copy(update={"depth": 1})).embed_dim
 
 
 @cache

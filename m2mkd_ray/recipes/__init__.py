@@ -13,6 +13,7 @@ from m2mkd_ray.recipes.cifar10 import cifar10
 from m2mkd_ray.recipes.demo import demo
 from m2mkd_ray.recipes.fashion import fashion
 from m2mkd_ray.recipes.icons import icons
+from m2mkd_ray.recipes.nac import nac_tiny
 from m2mkd_ray.recipes.tiny_imagenet import tiny_imagenet
 from m2mkd_ray.recipes.vmoe import vmoe_base
 
@@ -21,6 +22,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "fashion": fashion,
     "icons": icons,
+    "nac_tiny": nac_tiny,
     "tiny_imagenet": tiny_imagenet,
     "vmoe_base": vmoe_base,
 }
