@@ -107,6 +107,11 @@ def test_building_depends_on_the_seed_alone(student: Family, blueprint: Blueprin
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_no_parameter_is_without_axes(student: Family, blueprint: Blueprint) -> None:
+    """DeepSpeed 0.19 cannot send one to other ranks."""
+    assert all(parameter.dim() > 0 for parameter in student.model(blueprint).parameters())
+
+
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no student family 'moev'. Known families: .*vmoe"):
         family("moev")

@@ -31,7 +31,7 @@ class SignatureKernel(nn.Module):
 
     def __init__(self, truncation: float | None = None, temperature: float | None = None) -> None:
         super().__init__()
-        self.bandwidth = nn.Parameter(torch.tensor(1.0))
+        self.bandwidth = nn.Parameter(torch.ones(1))  # with an axis, as `ModulatedLinear.gain`
         self.truncation, self.temperature = truncation, temperature
 
     def forward(self, receivers: Tensor, senders: Tensor, num_images: int) -> Tensor:

@@ -27,7 +27,7 @@ class ModulatedLinear(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.bias = nn.Parameter(torch.zeros(out_width)) if bias else None
         self.modulation = nn.Linear(code_width, in_width, bias=False)
-        self.gain = nn.Parameter(torch.tensor(GAIN))
+        self.gain = nn.Parameter(torch.tensor([GAIN]))  # DeepSpeed cannot send a tensor without axes to other ranks
 
     def scale(self, codes: Tensor) -> Tensor:
         """What inputs of latents with these codes (U, C) are multiplied with: (U, in_width)."""
