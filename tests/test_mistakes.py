@@ -300,6 +300,23 @@ MISTAKES = (
         "moe.blocks names blocks [9], but the student has blocks 0 to 1",
     ),
     Mistake(
+        "family without its sizes",
+        "run tiny.yaml --set blueprint.student.family=nac",
+        "`nac` is needed by family=nac, and only by it; family is nac",
+        2,
+    ),
+    Mistake(
+        "sizes that a circuit cannot have",
+        "run nac_tiny --set blueprint.student.nac.width=30",
+        "width 30 is not a multiple of 4",
+        2,
+    ),
+    Mistake(
+        "stitches that a circuit cannot keep",
+        "run nac_tiny --set keep_stitches=true",
+        "Cannot build the student: A NAC cannot keep its stitches",
+    ),
+    Mistake(
         "weights that are not there",
         "run tiny.yaml --set teacher.source=pretrained --set teacher.weights=deit.pth",
         "deit.pth. Give a .safetensors, .pth or .pt file, or `timm`.",
