@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from m2mkd_ray.blueprint import Prior
-from m2mkd_ray.models.nac.graph import distances, fit_signatures, initial_signatures, repulsion, sample_graph
+from m2mkd_ray.models.nac.graph import (
+    distances,
+    fit_gradient,
+    fit_signatures,
+    initial_signatures,
+    repulsion,
+    sample_graph,
+)
 
 DENSITIES = {
     # prior: target, fitted at 0.8, and seen through the kernel's 0.9 (docs/method.md; 256 mediators)
@@ -47,6 +54,15 @@ def test_a_graph_has_no_direction_and_follows_from_its_seed(kind: str) -> None:
 def test_groups_are_joined_as_the_prior_says() -> None:
     graph = sample_graph(Prior(kind="planted_partition", num_groups=2, p_in=1.0, p_out=0.0), 10, seed=0)
     assert torch.equal(graph, torch.block_diag(*[~torch.eye(5, dtype=torch.bool)] * 2).bool())
+
+
+def test_a_fit_goes_down_the_mean_hinge_of_all_pairs() -> None:
+    graph = sample_graph(Prior(kind="erdos_renyi", p=0.4), 12, seed=0)
+    signatures = torch.randn(12, 5, requires_grad=True)
+    distance = 1 - F.cosine_similarity(signatures[:, None], signatures[None], dim=-1)
+    threshold = torch.tensor(0.8)
+    torch.where(graph, torch.maximum(threshold, distance), torch.maximum(-threshold, -distance)).mean().backward()
+    torch.testing.assert_close(fit_gradient(signatures, graph, 0.8), signatures.grad)
 
 
 def test_fitted_signatures_are_near_where_there_is_an_edge() -> None:
