@@ -19,7 +19,7 @@ from m2mkd_ray.sweeps.sweep import Sweep, to_yaml
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 
-TRIALS, EPOCHS, RUNG = 4, 16, 2
+TRIALS, EPOCHS, RUNG = 4, 64, 2
 TIMEOUT_S = 300
 STOP_S = 30
 """An interrupted sweep ends within about two seconds where nothing else is at work."""

@@ -169,4 +169,4 @@ def test_quick_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again(m
     assert m2mkd("plan", first["best_file"], "--store", tmp_path).code == 0
     calls = sum(stage["counters"]["teacher_calls"] for trial in first["trials"] for stage in trial["stages"])
     images = sum(stage["images"] for trial in first["trials"] for stage in trial["stages"])
-    assert calls < images / 2  # trials of a pair run its teacher once
+    assert calls < images  # trials of a cohort run its teacher once; how many are in one depends on who is done first
