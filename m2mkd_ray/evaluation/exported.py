@@ -131,7 +131,8 @@ def load_export(folder: str | Path) -> Exported:
         config = ExportedConfig.model_validate_json((folder / CONFIG).read_bytes())
         with torch.device("meta"):  # nothing is drawn or fitted that the weights replace
             model = family(config.blueprint.student.family).model(config.blueprint, keep_stitches=config.keep_stitches)
-        model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
+        # Copies: what safetensors gives is mapped on the file, which another export may rewrite.
+        model.load_state_dict({name: each.clone() for name, each in load_file(folder / WEIGHTS).items()}, assign=True)
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:  # RuntimeError: of load_state_dict
         raise ArtifactError(
             f"{folder} is no export of this version; write one with `m2mkd export RECIPE --to FOLDER`. Found: {error}"

@@ -81,7 +81,8 @@ def load_student(blueprint: Blueprint, folder: Path, *, keep_stitches: bool) -> 
     """The whole student whose weights an artifact holds, in evaluation mode."""
     with torch.device("meta"):  # nothing is drawn or fitted that the weights replace
         model = family(blueprint.student.family).model(blueprint, keep_stitches=keep_stitches)
-    model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
+    # Copies: what safetensors gives is mapped on the file.
+    model.load_state_dict({name: each.clone() for name, each in load_file(folder / WEIGHTS).items()}, assign=True)
     return model.eval()
 
 
