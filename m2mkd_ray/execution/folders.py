@@ -201,8 +201,9 @@ class LocalFolders:
 
     def forget_scratch(self, path: str) -> None:
         """See `Folders`."""
+        # `delete` renames first: a worker taken for lost may be committing one of them, and either moves it whole.
         for folder in (self.root / path).glob(f"{_SCRATCH_PREFIX}*"):
-            shutil.rmtree(folder, ignore_errors=True)  # another worker may be as fast
+            self.delete(f"{path}/{folder.name}")
 
     def where(self, path: str) -> str:
         """See `Folders`."""
