@@ -1,10 +1,11 @@
 """Circuits and their modules in the loop: noise follows from seed and step, so a resumed training is the same."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from cuts import Cut, Killed
 from torch import nn
 
 from m2mkd_ray.blueprint import Blueprint, Nac, Prior, Student, Vit
@@ -32,23 +33,6 @@ BLUEPRINT = Blueprint(
 )
 ONE_EPOCH = TrainConfig(epochs=1, lr=1e-2, drop_path=0.3, decayed="all")
 EVERY_STEP = TrainPlacement(checkpoint_every_s=0, log_every_steps=1)
-
-
-class Killed(Exception):
-    """The worker went away."""
-
-
-class KilledAt:
-    """A feed that ends a training before a step."""
-
-    def __init__(self, feed: Batches, at: int) -> None:
-        self.feed, self.at, self.steps_per_epoch = feed, at, feed.steps_per_epoch
-
-    def loader(self, start: int, stop: int, **settings: Any) -> Iterator[Any]:
-        for step, batch in enumerate(self.feed.loader(start, stop, **settings), start=start):
-            if step == self.at:
-                raise Killed
-            yield batch
 
 
 @pytest.fixture
@@ -110,7 +94,7 @@ def test_a_training_killed_and_resumed_ends_bit_equal(
 
     losses, weights = run(0, feed, "undisturbed")
     with pytest.raises(Killed):
-        run(0, KilledAt(feed, 3), "killed")
+        run(0, Cut(feed, 3), "killed")
     again, resumed = run(9, feed, "killed")  # its own start must not matter, its codes neither
     assert again == losses
     assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuts import Cut, Killed
 from histories import without_measures
 from torch import Tensor, nn
 
@@ -207,23 +208,6 @@ def test_a_member_that_fails_gives_its_memory_back(together: Callable[..., Ends]
     cohort = together(named([Wish(1, spoil=nan_at(3)), WISHES[0]], "members"), EVERY_STEP)
     assert not any("exp_avg" in name for name in cohort.weights[0])
     assert any("exp_avg" in name for name in cohort.weights[1])
-
-
-class Killed(Exception):
-    """The worker went away."""
-
-
-class Cut:
-    """A feed that ends at a step, as a worker that is killed there."""
-
-    def __init__(self, feed: Batches, at: int) -> None:
-        self.feed, self.at, self.steps_per_epoch = feed, at, feed.steps_per_epoch
-
-    def loader(self, start: int, stop: int, **settings: Any) -> Any:
-        for step, batch in enumerate(self.feed.loader(start, stop, **settings), start=start):
-            if step == self.at:
-                raise Killed
-            yield batch
 
 
 @pytest.mark.parametrize("at", [1, 4])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuts import Cut, Killed
 from histories import without_measures
 
 from m2mkd_ray.data import Batches
@@ -20,10 +21,6 @@ from m2mkd_ray.training import Classification, Point, TorchEngine, TrainConfig, 
 TWO_EPOCHS = TrainConfig(epochs=2, lr=1e-2, warmup_epochs=0.5, clip_norm=1.0, validate_every_epochs=0.5)
 EVERY_STEP = TrainPlacement(checkpoint_every_s=0, log_every_steps=1)
 NEVER = TrainPlacement(checkpoint_every_s=1e9)
-
-
-class Killed(Exception):
-    """The worker went away."""
 
 
 class Tampered:
@@ -39,13 +36,6 @@ class Tampered:
     def loader(self, start: int, stop: int, **settings: Any) -> Iterator[Batch]:
         for step, batch in enumerate(self.feed.loader(start, stop, **settings), start=start):
             yield self.change(batch) if step == self.at else batch
-
-
-def killed(feed: Batches, at: int) -> Tampered:
-    def kill(batch: Batch) -> Batch:
-        raise Killed
-
-    return Tampered(feed, at, kill)
 
 
 def spoilt(feed: Batches, at: int) -> Tampered:
@@ -67,7 +57,7 @@ def run(keeper: Callable) -> Callable:
         validates: bool = True,
     ) -> tuple[list[Point], dict, Any]:
         session, engine = keeper(name), TorchEngine(objective, config)
-        batches = [(feed.feed if isinstance(feed, Tampered) else feed)[step] for step in range(6)]
+        batches = [(feed.feed if isinstance(feed, Tampered | Cut) else feed)[step] for step in range(6)]
 
         def validate() -> dict[str, float]:
             rows = ((batch.images, batch.targets.argmax(1)) for batch in batches)
@@ -96,7 +86,7 @@ def test_a_training_killed_and_resumed_ends_bit_equal(
     history, weights, _ = run(classification(), feed, EVERY_STEP, name="undisturbed")
     for at in kills:
         with pytest.raises(Killed):
-            run(classification(), killed(feed, at), EVERY_STEP)
+            run(classification(), Cut(feed, at), EVERY_STEP)
     resumed_history, resumed, _ = run(classification(seed=9), feed, EVERY_STEP)  # its own start must not matter
     assert equal(resumed, weights)
     assert without_measures(resumed_history) == without_measures(history)
@@ -107,7 +97,7 @@ def test_killed_before_the_first_checkpoint_a_training_starts_anew(
 ) -> None:
     _, weights, _ = run(classification(), feed, name="undisturbed")
     with pytest.raises(Killed):
-        run(classification(), killed(feed, 8))
+        run(classification(), Cut(feed, 8))
     assert equal(run(classification(), feed)[1], weights)
 
 
@@ -241,7 +231,7 @@ def test_a_snapshot_that_is_no_copy_is_written_before_the_next_step(
     _, weights, _ = run(classification(), feed, name="undisturbed")
     engine = Live(classification(), TWO_EPOCHS)
     with pytest.raises(Killed):
-        fit(killed(feed, 3), engine, TWO_EPOCHS, EVERY_STEP, keeper(), seed=0, validate=lambda: {"val_top1": 0.0})
+        fit(Cut(feed, 3), engine, TWO_EPOCHS, EVERY_STEP, keeper(), seed=0, validate=lambda: {"val_top1": 0.0})
     assert engine.writers == [threading.current_thread()] * 3
     assert equal(run(classification(), feed)[1], weights)
 

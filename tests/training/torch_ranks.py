@@ -9,13 +9,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from cuts import Cut, Killed
 from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
@@ -87,23 +87,6 @@ class OneRankKeeps:
 
     def report(self, step: int, total_steps: int, metrics: Any, landmarks: Any = ()) -> None:
         pass
-
-
-class Killed(Exception):
-    """The worker went away."""
-
-
-class Cut:
-    """A feed that ends at a step."""
-
-    def __init__(self, feed: Batches, at: int) -> None:
-        self.feed, self.at, self.steps_per_epoch = feed, at, feed.steps_per_epoch
-
-    def loader(self, start: int, stop: int, **settings: Any) -> Iterator[Any]:
-        for step, batch in enumerate(self.feed.loader(start, stop, **settings), start=start):
-            if step == self.at:
-                raise Killed
-            yield batch
 
 
 def score(student: nn.Module) -> dict[str, float]:
