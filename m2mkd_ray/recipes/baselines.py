@@ -2,10 +2,7 @@
 
 from m2mkd_ray.models.compute import module_stage_factor
 from m2mkd_ray.recipe import Recipe
-from m2mkd_ray.stages.pair import DistillConfig
-
-AUTHORS = DistillConfig(alpha=0.5, temperature=1.0, kind="soft", reduction="numel")
-"""The loss of the reference's commands (docs/method.md)."""
+from m2mkd_ray.recipes.published import LOSS
 
 
 def pure(recipe: Recipe) -> Recipe:
@@ -52,7 +49,7 @@ def authors_loss(recipe: Recipe) -> Recipe:
         index: settings.model_copy(update={"alpha": None, "temperature": None, "kind": None, "reduction": None})
         for index, settings in recipe.pairs.of.items()
     }
-    update = {"distill": AUTHORS, "of": {index: settings for index, settings in of.items() if settings.given}}
+    update = {"distill": LOSS, "of": {index: settings for index, settings in of.items() if settings.given}}
     return recipe.model_copy(update={"title": "authors' loss", "pairs": recipe.pairs.model_copy(update=update)})
 
 

@@ -1,13 +1,9 @@
 """The paper's neural attentive circuit: a ViT-H, cut 4-3-3-3-3-3-3-3-3-4, into a NAC on Tiny-ImageNet."""
 
-from typing import Any
-
 from m2mkd_ray.blueprint import Blueprint, Nac, Student, Vit
 from m2mkd_ray.data import IMAGENET
-from m2mkd_ray.execution.stage import Resources
-from m2mkd_ray.recipe import Data, Pairs, Phase, Placement, Recipe, StagePlacement, Teacher
-from m2mkd_ray.stages.finetune import FinetunePlacement
-from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
+from m2mkd_ray.recipe import Data, Phase, Recipe, Teacher
+from m2mkd_ray.recipes.published import INCUBATED, META, PAIRS, TUNED, on_gpus
 from m2mkd_ray.stages.parts import Validation
 
 
@@ -25,9 +21,6 @@ def nac_tiny() -> Recipe:
     ImageNet-1k at 224, ten times the images, of the same classes and more. With patches of 4 pixels a ViT-H has as
     many tokens there, 257.
     """
-    common: dict[str, Any] = {"schedule": "epoch", "precision": "bf16", "validate_every_epochs": 5}
-    incubated = Phase(epochs=100, batch_size=2048, lr=2e-3, warmup_epochs=20, drop_path=0.1, **common)
-    tuned = Phase(epochs=100, batch_size=1024, lr=1e-3, drop_path=0.1, clip_norm=1.0, **common)
     end_to_end = Phase(
         epochs=400,
         batch_size=1024,
@@ -40,7 +33,6 @@ def nac_tiny() -> Recipe:
         precision="bf16",
         validate_every_epochs=5,
     )
-    gpu = StagePlacement(resources=Resources(cpus=12, gpus=1), data_workers=11, micro_batch=64)
     return Recipe(
         name="nac_tiny",
         title="m2mKD",
@@ -51,19 +43,11 @@ def nac_tiny() -> Recipe:
             student=Student(family="nac", nac=Nac(num_classes=200)),
             student_depths=(1,) * 10,
         ),
-        meta=Phase(epochs=300, batch_size=2048, lr=2e-3, warmup_epochs=20, **common),
-        teacher=Teacher(source="incubated", incubation=incubated, phase=tuned),
-        pairs=Pairs(**incubated.model_dump(), distill=DistillConfig(alpha=0.5, temperature=1.0, reduction="numel")),
+        meta=META,
+        teacher=Teacher(source="incubated", incubation=INCUBATED, phase=TUNED),
+        pairs=PAIRS,
         finetune=end_to_end,
         suites=("tiny-imagenet", "tiny-imagenet-r"),
         baselines=("pure", "incubation"),
-        placement=Placement(
-            data_root="data",
-            models=gpu,
-            pairs=IncubatePlacement(**gpu.model_dump()),
-            evaluation=StagePlacement(resources=Resources(cpus=8, gpus=1), data_workers=7),
-            finetune=FinetunePlacement(
-                num_workers=8, cpus_per_worker=12, gpus_per_worker=1, data_workers=11, micro_batch=128
-            ),
-        ),
+        placement=on_gpus(micro_batch=64),
     )

@@ -1,13 +1,9 @@
 """The paper's V-MoE: DeiT-Large, cut 6-6-6-6, into V-MoE-Base on ImageNet-1k."""
 
-from typing import Any
-
 from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
 from m2mkd_ray.data import IMAGENET
-from m2mkd_ray.execution.stage import Resources
-from m2mkd_ray.recipe import Data, Pairs, Phase, Placement, Recipe, StagePlacement, Teacher
-from m2mkd_ray.stages.finetune import FinetunePlacement
-from m2mkd_ray.stages.incubate import DistillConfig, IncubatePlacement
+from m2mkd_ray.recipe import Data, Recipe, Teacher
+from m2mkd_ray.recipes.published import INCUBATED, META, PAIRS, TUNED, on_gpus
 from m2mkd_ray.stages.parts import Validation
 
 
@@ -21,10 +17,6 @@ def vmoe_base() -> Recipe:
     The learning rate is 5e-4 per 512 images; batches, epochs, warm-up, drop path and
     clipping are the reference's, phase by phase. Its off-by-one of the epoch schedule is kept.
     """
-    common: dict[str, Any] = {"schedule": "epoch", "precision": "bf16", "validate_every_epochs": 5}
-    incubated = Phase(epochs=100, batch_size=2048, lr=2e-3, warmup_epochs=20, drop_path=0.1, **common)
-    tuned = Phase(epochs=100, batch_size=1024, lr=1e-3, drop_path=0.1, clip_norm=1.0, **common)
-    gpu = StagePlacement(resources=Resources(cpus=12, gpus=1), data_workers=11, micro_batch=256)
     return Recipe(
         name="vmoe_base",
         title="m2mKD",
@@ -40,19 +32,11 @@ def vmoe_base() -> Recipe:
             student=Student(vit=Vit(name="vit_base_patch16_224", depth=12), moe=Moe(expert_init="fastmoe")),
             student_depths=(3, 3, 3, 3),
         ),
-        meta=Phase(epochs=300, batch_size=2048, lr=2e-3, warmup_epochs=20, **common),
-        teacher=Teacher(source="incubated", incubation=incubated, phase=tuned),
-        pairs=Pairs(**incubated.model_dump(), distill=DistillConfig(alpha=0.5, temperature=1.0, reduction="numel")),
-        finetune=tuned,
+        meta=META,
+        teacher=Teacher(source="incubated", incubation=INCUBATED, phase=TUNED),
+        pairs=PAIRS,
+        finetune=TUNED,
         suites=("imagenet-1k",),
         baselines=("pure", "incubation"),
-        placement=Placement(
-            data_root="data",
-            models=gpu,
-            pairs=IncubatePlacement(**gpu.model_dump()),
-            evaluation=StagePlacement(resources=Resources(cpus=8, gpus=1), data_workers=7),
-            finetune=FinetunePlacement(
-                num_workers=8, cpus_per_worker=12, gpus_per_worker=1, data_workers=11, micro_batch=128
-            ),
-        ),
+        placement=on_gpus(micro_batch=256),
     )
