@@ -26,9 +26,9 @@ class Finisher:
         self._config, self._num_classes, self._device = config, num_classes, device
         augmentation = config.augmentation
         self._values = normalized_values(augmentation).to(device)  # (3, 256)
-        red, green, blue = (min(255, round(255 * mean)) for mean in augmentation.mean)
-        self._fill = red, green, blue
-        """As timm's `create_transform` has it."""
+        fill = [min(255, round(255 * mean)) for mean in augmentation.mean]
+        self._fill = torch.tensor(fill, dtype=torch.uint8, device=device)
+        """As timm's `create_transform` has it. Made once: a copy from a list waits for the device."""
 
     def __call__(self, draft: Draft) -> Batch:
         """Images and targets are on the device; what they were made from stays on the CPU."""

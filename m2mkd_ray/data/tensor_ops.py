@@ -16,17 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
-Colour = tuple[int, int, int]
 _GREY = (19595, 38470, 7471)
 """Red, green and blue in grey, of 65,536: Pillow `Convert.c`, L24 (ITU-R 601-2)."""
 
 
-def apply(name: str, pixels: Tensor, arguments: Tensor, *, fill: Colour, interpolation: Interpolation) -> Tensor:
+def apply(name: str, pixels: Tensor, arguments: Tensor, *, fill: Tensor, interpolation: Interpolation) -> Tensor:
     """Operation `name` of `OPERATIONS` on uint8 (n, 3, S, S), with an argument each.
 
     Args:
         arguments: float64 (n,), on the CPU, whose sines and cosines are the same everywhere.
-        fill: of what comes in from outside of the image.
+        fill: uint8 (3,), on the same device: of what comes in from outside of the image.
         interpolation: of what is moved.
     """
     if name in MATRICES:
@@ -141,7 +140,7 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 # Places
 
 
-def moved(pixels: Tensor, matrices: Tensor, fill: Colour, interpolation: Interpolation) -> Tensor:
+def moved(pixels: Tensor, matrices: Tensor, fill: Tensor, interpolation: Interpolation) -> Tensor:
     """`Image.transform` by affine maps float64 (n, 2, 3) from a pixel's place to where it is taken from.
 
     Places are those of pixels' centres, (x + 1/2, y + 1/2). Those from outside are `fill` (`Geometry.c`).
@@ -161,8 +160,7 @@ def moved(pixels: Tensor, matrices: Tensor, fill: Colour, interpolation: Interpo
         return flat.gather(2, at).view(shape)
 
     found = between([between([taken(row, column) for column in columns], right) for row in rows], below)
-    colour = torch.tensor(fill, dtype=torch.uint8, device=pixels.device).view(1, 3, 1, 1)
-    return torch.where(is_inside.unsqueeze(1), found.clamp(0, 255).to(torch.uint8), colour)
+    return torch.where(is_inside.unsqueeze(1), found.clamp(0, 255).to(torch.uint8), fill.view(1, 3, 1, 1))
 
 
 def _neighbours(places: Tensor, side: int, interpolation: Interpolation) -> tuple[list[Tensor], Tensor]:

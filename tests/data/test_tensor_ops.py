@@ -17,6 +17,7 @@ ARGUMENTS = {
 WHOLE = ("solarize", "solarize_add", "posterize")
 WITHOUT = ("auto_contrast", "equalize", "invert")
 FILL = (124, 116, 104)
+FILLED = torch.tensor(FILL, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,17 @@ def test_every_operation_gives_pillows_pixels(name, interpolation, pictures):
         given = () if name in WITHOUT else (int(argument) if name in WHOLE else argument,)
         expected.append(np.asarray(operation(picture, *given, fillcolor=FILL, resample=resample)))
     pixels = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2)
-    found = apply(name, pixels, torch.tensor(arguments, dtype=torch.float64), fill=FILL, interpolation=interpolation)
+    found = apply(
+        name,
+        pixels,
+        torch.tensor(arguments, dtype=torch.float64),
+        fill=FILLED,
+        interpolation=interpolation,
+    )
     assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), np.stack(expected))
 
 
 def test_no_bits_are_black(pictures):
     pixels = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2)
     bits = torch.zeros(len(pixels), dtype=torch.float64)
-    assert not apply("posterize", pixels, bits, fill=FILL, interpolation="bicubic").any()
+    assert not apply("posterize", pixels, bits, fill=FILLED, interpolation="bicubic").any()

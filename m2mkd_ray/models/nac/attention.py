@@ -43,7 +43,7 @@ class SignatureKernel(nn.Module):
                 log_kernel = log_kernel.masked_fill(distance > self.truncation, -torch.inf)
             if self.temperature is None or not self.training:
                 return log_kernel
-            temperature = torch.tensor(self.temperature, device=distance.device)
+            temperature = torch.full((), self.temperature, device=distance.device)  # no copy that waits for the device
             edges = LogitRelaxedBernoulli(temperature, probs=log_kernel.exp(), validate_args=False)
             return F.logsigmoid(edges.rsample(torch.Size([num_images])))  # (B, U, V)
 
