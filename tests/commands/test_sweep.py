@@ -152,9 +152,7 @@ def test_lines_tell_of_shared_stages_and_of_every_trial_once(capsys, store) -> N
 
 @pytest.mark.ray
 def test_quick_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again(m2mkd, tmp_path) -> None:
-    fewer = ("data.max_rows=640", "data.validation.max_rows=100")
     command = [sys.executable, "-m", "m2mkd_ray", "sweep", "quick", "--num-cpus", "2", "--json"]
-    command += [part for setting in fewer for part in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     ended = []
     for _ in range(2):
@@ -169,4 +167,4 @@ def test_quick_runs_to_its_best_recipe_and_the_same_command_runs_nothing_again(m
     assert m2mkd("plan", first["best_file"], "--store", tmp_path).code == 0
     calls = sum(stage["counters"]["teacher_calls"] for trial in first["trials"] for stage in trial["stages"])
     images = sum(stage["images"] for trial in first["trials"] for stage in trial["stages"])
-    assert calls < images  # trials of a cohort run its teacher once; how many are in one depends on who is done first
+    assert calls < images / 2  # trials of a pair run its teacher once
