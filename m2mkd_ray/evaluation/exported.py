@@ -19,7 +19,7 @@ from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data.augment import Augmentation, eval_transform, normalize
 from m2mkd_ray.data.pixels import decode
 from m2mkd_ray.errors import ArtifactError, DataError
-from m2mkd_ray.models import family
+from m2mkd_ray.models import student_with
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -129,10 +129,7 @@ def load_export(folder: str | Path) -> Exported:
     folder = Path(folder)
     try:
         config = ExportedConfig.model_validate_json((folder / CONFIG).read_bytes())
-        with torch.device("meta"):  # nothing is drawn or fitted that the weights replace
-            model = family(config.blueprint.student.family).model(config.blueprint, keep_stitches=config.keep_stitches)
-        # Copies: what safetensors gives is mapped on the file, which another export may rewrite.
-        model.load_state_dict({name: each.clone() for name, each in load_file(folder / WEIGHTS).items()}, assign=True)
+        model = student_with(config.blueprint, load_file(folder / WEIGHTS), keep_stitches=config.keep_stitches)
     except (OSError, ValidationError, SafetensorError, RuntimeError) as error:  # RuntimeError: of load_state_dict
         raise ArtifactError(
             f"{folder} is no export of this version; write one with `m2mkd export RECIPE --to FOLDER`. Found: {error}"

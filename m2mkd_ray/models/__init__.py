@@ -1,6 +1,6 @@
 """Models: timm ViTs cut into modules, and the student families."""
 
-from m2mkd_ray.models.families import FAMILIES, Family, family
+from m2mkd_ray.models.families import FAMILIES, Family, family, student_with
 from m2mkd_ray.models.fill import Filled, Rules, fill
 from m2mkd_ray.models.moe import MoeMlp, Router, num_active_parameters
 from m2mkd_ray.models.routing import RoutingRecord, record_routing
@@ -29,5 +29,6 @@ __all__ = [
     "set_drop_path",
     "splice",
     "split",
+    "student_with",
     "width",
 ]

@@ -4,10 +4,11 @@ A family is one file (or folder) with the functions of `Family`; a new one is th
 The contract tests find it there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.errors import UsageError
@@ -53,3 +54,17 @@ def family(name: str) -> Family:
     if name not in FAMILIES:
         raise UsageError(f"There is no student family {name!r}. Known families: {', '.join(sorted(FAMILIES))}.")
     return FAMILIES[name]
+
+
+def student_with(
+    blueprint: Blueprint, weights: Mapping[str, Tensor], *, drop_path: float = 0.0, keep_stitches: bool
+) -> nn.Module:
+    """The whole student with copies of these weights: what is read from a file may be mapped on it.
+
+    Raises:
+        RuntimeError: they are not those of this student.
+    """
+    with torch.device("meta"):  # nothing is drawn or fitted that the weights replace
+        model = family(blueprint.student.family).model(blueprint, drop_path, keep_stitches=keep_stitches)
+    model.load_state_dict({name: each.clone() for name, each in weights.items()}, assign=True)
+    return model

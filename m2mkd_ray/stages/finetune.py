@@ -17,7 +17,7 @@ from torch import nn
 from m2mkd_ray.errors import TrainingError
 from m2mkd_ray.execution.context import StageContext
 from m2mkd_ray.execution.stage import Metrics
-from m2mkd_ray.models import num_active_parameters, num_parameters
+from m2mkd_ray.models import num_active_parameters, num_parameters, student_with
 from m2mkd_ray.stages.group import RUN_NAME, Group, run_ranks
 from m2mkd_ray.stages.parts import HISTORY, WEIGHTS, files_of, fresh_student, save_weights, train_here
 from m2mkd_ray.stages.ranks import METRICS, FinetuneConfig, FinetunePlacement, RankJob, train_on_this_rank
@@ -30,14 +30,12 @@ def run(config: FinetuneConfig, context: StageContext) -> Metrics:
     """Reads `data` and, unless it starts from scratch, `assembled`; writes `model.safetensors`, `history.json`."""
     placement = context.placement
     assert isinstance(placement, FinetunePlacement)
-    model = fresh_student(
-        config.blueprint,
-        config.training.seed,
-        drop_path=config.training.train.drop_path,
-        keep_stitches=config.keep_stitches,
-    )
+    blueprint, seed, drop_path = config.blueprint, config.training.seed, config.training.train.drop_path
     if config.start == "assembled":
-        model.load_state_dict(load_file(context.inputs["assembled"] / WEIGHTS))
+        weights = load_file(context.inputs["assembled"] / WEIGHTS)
+        model = student_with(blueprint, weights, drop_path=drop_path, keep_stitches=config.keep_stitches)
+    else:
+        model = fresh_student(blueprint, seed, drop_path=drop_path, keep_stitches=config.keep_stitches)
     if placement.group is None:
         metrics: Metrics = train_here(Classification(model), config.training, context, validated=model)
         save_weights(model, context.out / WEIGHTS)

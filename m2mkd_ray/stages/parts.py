@@ -34,7 +34,7 @@ from m2mkd_ray.data import (
 from m2mkd_ray.evaluation import predict, top_k_accuracy
 from m2mkd_ray.evaluation.exported import WEIGHTS as WEIGHTS
 from m2mkd_ray.execution.context import StageContext
-from m2mkd_ray.models import create_vit, family, num_parameters, split
+from m2mkd_ray.models import create_vit, family, num_parameters, split, student_with
 from m2mkd_ray.training import Member as Learner
 from m2mkd_ray.training import Point, StepFlops, TorchEngine, TrainConfig, TrainPlacement, fit_together, seeded
 from m2mkd_ray.training.engine import local_device
@@ -79,11 +79,7 @@ def load_meta(blueprint: Blueprint, folder: Path) -> list[nn.Module]:
 
 def load_student(blueprint: Blueprint, folder: Path, *, keep_stitches: bool) -> nn.Module:
     """The whole student whose weights an artifact holds, in evaluation mode."""
-    with torch.device("meta"):  # nothing is drawn or fitted that the weights replace
-        model = family(blueprint.student.family).model(blueprint, keep_stitches=keep_stitches)
-    # Copies: what safetensors gives is mapped on the file.
-    model.load_state_dict({name: each.clone() for name, each in load_file(folder / WEIGHTS).items()}, assign=True)
-    return model.eval()
+    return student_with(blueprint, load_file(folder / WEIGHTS), keep_stitches=keep_stitches).eval()
 
 
 def fresh_student(blueprint: Blueprint, seed: int, *, drop_path: float, keep_stitches: bool) -> nn.Module:

@@ -23,13 +23,13 @@ from m2mkd_ray.data import Batches, find
 from m2mkd_ray.errors import ArtifactError, UsageError
 from m2mkd_ray.execution.digests import digests, from_json, wrong_contents
 from m2mkd_ray.execution.scratch import own_folder
+from m2mkd_ray.models import student_with
 from m2mkd_ray.stages.group import Group, has_notice, tell_errors
 from m2mkd_ray.stages.parts import (
     HISTORY,
     WEIGHTS,
     Training,
     final_top1,
-    fresh_student,
     own_feed,
     save_weights,
     training_metrics,
@@ -141,10 +141,8 @@ def _train_with(session: "RankSession") -> None:
     ended = session.latest()
     if ended is not None and (ended[1] / WEIGHTS).exists():  # killed between the last report and its commit
         return session.save(*ended)
-    model = fresh_student(
-        config.blueprint, training.seed, drop_path=training.train.drop_path, keep_stitches=config.keep_stitches
-    )
-    model.load_state_dict(load(ray.get(job.weights)))
+    weights, drop_path = load(ray.get(job.weights)), training.train.drop_path
+    model = student_with(config.blueprint, weights, drop_path=drop_path, keep_stitches=config.keep_stitches)
     folder = find(training.feed.dataset, placement.data_root)
     feed = own_feed(Batches(training.feed, folder, rank, world), placement)
     engine = DeepSpeedEngine(
