@@ -246,10 +246,14 @@ class Batches(Dataset[Batch]):
                 reseed(*words)
             else:
                 images = light(self.pixels(read), config.augmentation, rng)
-            mixed = mix(images, labels, config.augmentation, self.num_classes)
-        rows = torch.from_numpy(read.rows)
-        partners = rows if mixed.lam == 1 else rows.flip(0)
-        return Batch(mixed.images, mixed.targets, rows, partners.clone(), torch.full((len(rows),), mixed.lam))
+            return mixed_batch(images, labels, torch.from_numpy(read.rows), config, self.num_classes)
+
+
+def mixed_batch(images: Tensor, labels: Tensor, rows: Tensor, config: FeedConfig, num_classes: int) -> Batch:
+    """The batch of a lane's images, which are mixed in place; inside `seeded`."""
+    mixed = mix(images, labels, config.augmentation, num_classes)
+    partners = rows if mixed.lam == 1 else rows.flip(0)
+    return Batch(mixed.images, mixed.targets, rows, partners.clone(), torch.full((len(rows),), mixed.lam))
 
 
 def _recolored(image: Image.Image, words: tuple[int, ...]) -> Image.Image:

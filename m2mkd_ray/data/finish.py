@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from m2mkd_ray.data.augment import mix, normalized_values, seeded
+from m2mkd_ray.data.augment import normalized_values, seeded
 from m2mkd_ray.data.draft import Draft, Drafts
-from m2mkd_ray.data.feed import MIX, Batch, FeedConfig
+from m2mkd_ray.data.feed import MIX, Batch, FeedConfig, mixed_batch
 from m2mkd_ray.data.shared import SharedDrafts
 from m2mkd_ray.data.tensor_ops import OPERATIONS, apply
 
@@ -41,6 +41,7 @@ class Finisher:
         return self._mixed(images, draft)
 
     def _operated(self, pixels: Tensor, draft: Draft) -> Tensor:
+        """In place."""
         interpolation = self._config.augmentation.interpolation
         for operations, arguments in zip(draft.operations.unbind(1), draft.arguments.unbind(1), strict=True):
             for number in sorted(set(operations.tolist()) - {-1}):
@@ -53,7 +54,7 @@ class Finisher:
                     fill=self._fill,
                     interpolation=interpolation,
                 )
-                pixels = pixels.index_copy(0, there, done)
+                pixels.index_copy_(0, there, done)
         return pixels
 
     def _erase(self, images: Tensor, draft: Draft) -> None:
@@ -72,11 +73,10 @@ class Finisher:
             images.chunk(len(lanes)), draft.labels.chunk(len(lanes)), draft.rows.chunk(len(lanes)), lanes, strict=True
         ):
             with seeded(MIX, config.seed, lane, step):
-                mixed = mix(of_lane, labels, config.augmentation, self._num_classes)
-            partners = rows if mixed.lam == 1 else rows.flip(0)
-            parts.append(Batch(mixed.images, mixed.targets, rows, partners, torch.full((len(rows),), mixed.lam)))
-        _, targets, rows, partners, lam = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return Batch(images, targets.to(self._device, non_blocking=True), rows, partners, lam)  # mixed in place
+                parts.append(mixed_batch(of_lane, labels, rows, config, self._num_classes))
+        # Images are mixed in place.
+        targets, rows, partners, lam = map(torch.cat, zip(*(part[1:] for part in parts), strict=True))
+        return Batch(images, targets.to(self._device, non_blocking=True), rows, partners, lam)
 
 
 class OnDevice:
