@@ -336,7 +336,7 @@ def _changed(recipe: Recipe, changes: Sequence[tuple[str, Any]], source: str, pr
 
 def _tree(recipe: Recipe) -> dict[str, Any]:
     """All settings, those that dumps leave out and those of every single pair too, given or not."""
-    tree = {name: _settings(getattr(recipe, name)) for name in Recipe.model_fields}
+    tree: dict[str, Any] = _settings(recipe)
     tree["pairs"]["of"] = {
         str(pair.index): recipe.pairs.of.get(pair.index, PairSettings()).model_dump()
         for pair in recipe.blueprint.pairs

@@ -84,7 +84,6 @@ class LogitsWriter:
         )
         self._waiting: list[Columns] = []
         self._next, self._stop = first, about.steps if stop is None else stop
-        self._has_steps = False
         self._errors: list[Mapping[str, float]] = []
 
     def add(self, step: int, batch: Made, logits: Tensor) -> None:
@@ -112,7 +111,7 @@ class LogitsWriter:
         if about.format.kind != "float32":
             self._errors.append(error_of(values, about.format))
         self._waiting.append(columns)
-        self._next, self._has_steps = self._next + 1, True
+        self._next += 1
         if sum(array.nbytes for waiting in self._waiting for array in waiting.values()) >= _GROUP_BYTES:
             self._end_group()
 
@@ -134,11 +133,8 @@ class LogitsWriter:
         self._temporary.rename(self._file)
         return {"bytes": self._file.stat().st_size, **together(self._errors)}
 
-    def close_here(self) -> dict[str, float] | None:
-        """Make what was written so far the whole part; see `close`. None where nothing was: then nothing is kept."""
-        if not self._has_steps:
-            self.abort()
-            return None
+    def close_here(self) -> dict[str, float]:
+        """Make what was written so far, at least a step, the whole part; see `close`."""
         self._stop = self._next
         return self.close()
 

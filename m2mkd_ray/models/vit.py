@@ -104,19 +104,20 @@ def create_vit(vit: Vit, drop_path: float = 0.0) -> VisionTransformer:
 
 
 @cache
+def one_block(vit: Vit) -> VisionTransformer:
+    """The ViT with a single block and without tensors, for its sizes."""
+    with torch.device("meta"):
+        return create_vit(vit.model_copy(update={"depth": 1}))
+
+
 def width(vit: Vit) -> int:
     """Width of a ViT's tokens, also where the blueprint leaves it to the entry point."""
-    if vit.width is not None:
-        return vit.width
-    with torch.device("meta"):
-        return create_vit(vit.model_copy(update={"depth": 1})).embed_dim
+    return vit.width if vit.width is not None else one_block(vit).embed_dim
 
 
-@cache
 def num_tokens(vit: Vit) -> int:
     """Tokens of a ViT, prefix included."""
-    with torch.device("meta"):
-        return tokens_of(create_vit(vit.model_copy(update={"depth": 1})))
+    return tokens_of(one_block(vit))
 
 
 def tokens_of(vit: VisionTransformer) -> int:

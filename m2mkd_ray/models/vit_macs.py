@@ -8,26 +8,25 @@ Matrix products only (attention's two included), as papers count; norms, softmax
 from functools import cache
 from typing import cast
 
-import torch
 from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from m2mkd_ray.blueprint import Vit
 from m2mkd_ray.models.moe import MoeMlp
-from m2mkd_ray.models.vit import create_vit, tokens_of
+from m2mkd_ray.models.vit import one_block, tokens_of
 
 
 @cache
 def vit_block_macs(vit: Vit, num_tokens: int | None = None) -> float:
     """Forward MAC of one block of a ViT; of so many tokens, or of as many as an image has."""
-    return block_macs(_one_block(vit), 0, num_tokens)
+    return block_macs(one_block(vit), 0, num_tokens)
 
 
 @cache
 def vit_class_token_macs(vit: Vit, num_tokens: int | None = None) -> float:
     """Forward MAC of one block of a ViT where it is computed for the class token alone."""
-    return class_token_macs(_one_block(vit), 0, num_tokens)
+    return class_token_macs(one_block(vit), 0, num_tokens)
 
 
 def block_macs(model: VisionTransformer, index: int, num_tokens: int | None = None) -> float:
@@ -40,12 +39,6 @@ def class_token_macs(model: VisionTransformer, index: int, num_tokens: int | Non
     """4 D^2 + 2 D H k of one token, and 2 h L D for its h heads' way over all of them."""
     width, heads = model.embed_dim, cast(Attention, model.blocks[index].attn).num_heads
     return 4 * width**2 + _mlp_macs(model, index) + 2 * heads * (num_tokens or tokens_of(model)) * width
-
-
-@cache
-def _one_block(vit: Vit) -> VisionTransformer:
-    with torch.device("meta"):
-        return create_vit(vit.model_copy(update={"depth": 1}))
 
 
 def _mlp_macs(model: VisionTransformer, index: int) -> float:

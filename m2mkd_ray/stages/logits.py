@@ -160,10 +160,13 @@ class _Book:
             self.context.report(self.next, steps, self._speed())
 
     def cut(self) -> None:
-        """End the part here, and keep it."""
-        if self._writer is not None and (closed := self._writer.close_here()) is not None:
-            self._keep(closed)
-        self._writer = None
+        """End the part here, and keep it if it has any step."""
+        if self._writer is None:
+            return
+        if self.next == self._start:
+            self._writer.abort()
+        else:
+            self._keep(self._writer.close_here())
 
     def close(self) -> Metrics:
         """Put the parts together; size, errors of a format that loses something, and speed."""

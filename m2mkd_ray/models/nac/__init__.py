@@ -11,11 +11,12 @@ the circuit. Grid and classifier are carried over, as here all stages have the s
 carries them over for ImageNet, but not for Tiny-ImageNet, whose modules it trains on ImageNet.
 """
 
-from m2mkd_ray.blueprint import Blueprint, Nac
+from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.errors import UsageError
 from m2mkd_ray.models.fill import Rules
 from m2mkd_ray.models.nac.circuit import Circuit
 from m2mkd_ray.models.nac.hybrid import PropagatorModule, ReadInModule, ReadOutModule
+from m2mkd_ray.models.nac.layers import nac_of
 from m2mkd_ray.models.nac.macs import macs, module_macs, num_tokens
 from m2mkd_ray.models.vit import width
 
@@ -44,7 +45,7 @@ def model(blueprint: Blueprint, drop_path: float = 0.0, *, keep_stitches: bool =
     """
     if keep_stitches:
         raise UsageError("A NAC cannot keep its stitches: its latents are no tokens of the teacher's. Drop them.")
-    return Circuit(_nac(blueprint), blueprint.num_modules - 2, drop_path)
+    return Circuit(nac_of(blueprint), blueprint.num_modules - 2, drop_path)
 
 
 def modules(blueprint: Blueprint, drop_path: float = 0.0) -> list[Module]:
@@ -53,7 +54,7 @@ def modules(blueprint: Blueprint, drop_path: float = 0.0) -> list[Module]:
     Module 0 maps images to tokens (B, hybrid_inputs, T), the last one tokens (B, L, T) to logits, the others tokens to
     tokens. `drop_path` is the stochastic depth of every propagator; read-in and read-out have none.
     """
-    nac, teacher_width = _nac(blueprint), width(blueprint.teacher)
+    nac, teacher_width = nac_of(blueprint), width(blueprint.teacher)
     between = [PropagatorModule(nac, teacher_width, drop_path) for _ in range(blueprint.num_modules - 2)]
     return [ReadInModule(nac, teacher_width), *between, ReadOutModule(nac, teacher_width)]
 
@@ -74,9 +75,3 @@ def rules(blueprint: Blueprint, *, keep_stitches: bool = False) -> list[Rules]:
 def fresh(blueprint: Blueprint) -> tuple[str, ...]:
     """What no module trains: signatures, codes, seeder and bandwidths."""
     return NEVER_TAUGHT
-
-
-def _nac(blueprint: Blueprint) -> Nac:
-    nac = blueprint.student.nac
-    assert nac is not None  # the blueprint has seen to it
-    return nac

@@ -8,7 +8,7 @@ parameters are the same in the circuit and in the modules that are trained in th
 
 from torch import Tensor, nn
 
-from m2mkd_ray.blueprint import Nac
+from m2mkd_ray.blueprint import Blueprint, Nac
 from m2mkd_ray.models.nac.attention import LatentAttention, ReadInAttention, SignatureKernel
 from m2mkd_ray.models.nac.ends import Pooling, Tokenizer
 from m2mkd_ray.models.nac.modulated import ModulatedMlp
@@ -81,3 +81,10 @@ def _mlp(nac: Nac, drop_path: float = 0.0) -> ModulatedMlp:
     return ModulatedMlp(
         nac.width, nac.width, mlp_ratio=nac.mlp_ratio, layer_scale=nac.layer_scale, drop_path=drop_path
     )
+
+
+def nac_of(blueprint: Blueprint) -> Nac:
+    """The sizes of the blueprint's circuit."""
+    nac = blueprint.student.nac
+    assert nac is not None  # the blueprint has seen to it
+    return nac

@@ -8,14 +8,14 @@ Checked against torch's own counter.
 
 from m2mkd_ray.blueprint import Blueprint, Nac
 from m2mkd_ray.models.nac.ends import DEPTH, PATCH
-from m2mkd_ray.models.nac.layers import token_width
+from m2mkd_ray.models.nac.layers import nac_of, token_width
 from m2mkd_ray.models.vit import num_tokens as vit_tokens
 from m2mkd_ray.models.vit import width
 
 
 def macs(blueprint: Blueprint) -> float:
     """Forward MAC of the whole circuit."""
-    nac = _nac(blueprint)
+    nac = nac_of(blueprint)
     inner, outer = nac.num_inputs, nac.num_mediators
     senders = inner + outer
     propagator = _exchange(nac, outer, senders)
@@ -25,7 +25,7 @@ def macs(blueprint: Blueprint) -> float:
 
 def module_macs(blueprint: Blueprint, index: int, *, short: bool = False) -> float:
     """Forward MAC of a module in the meta model, stitches included; there is nothing to cut `short`."""
-    nac, of_teacher, last = _nac(blueprint), width(blueprint.teacher), blueprint.num_modules - 1
+    nac, of_teacher, last = nac_of(blueprint), width(blueprint.teacher), blueprint.num_modules - 1
     if index == 0:
         return _tokenizer(nac) + _read_in(nac, nac.hybrid_inputs) + nac.hybrid_inputs * nac.width * of_teacher
     tokens = vit_tokens(blueprint.teacher)
@@ -37,13 +37,7 @@ def module_macs(blueprint: Blueprint, index: int, *, short: bool = False) -> flo
 
 def num_tokens(blueprint: Blueprint, index: int) -> int:
     """Tokens that a module hands on in the meta model: the read-in's are few."""
-    return _nac(blueprint).hybrid_inputs if index == 0 else vit_tokens(blueprint.teacher)
-
-
-def _nac(blueprint: Blueprint) -> Nac:
-    nac = blueprint.student.nac
-    assert nac is not None
-    return nac
+    return nac_of(blueprint).hybrid_inputs if index == 0 else vit_tokens(blueprint.teacher)
 
 
 def _tokenizer(nac: Nac) -> float:
