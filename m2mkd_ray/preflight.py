@@ -23,7 +23,7 @@ from m2mkd_ray.data.lanes import balanced
 from m2mkd_ray.errors import DataError, M2mkdError
 from m2mkd_ray.evaluation import class_columns, find_suite
 from m2mkd_ray.execution import Stage
-from m2mkd_ray.execution.feasibility import Node, is_in_group, lack, misfits
+from m2mkd_ray.execution.feasibility import Node, in_ray, is_in_group, lack, misfits
 from m2mkd_ray.execution.planning.devices import type_name
 from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.models import create_vit, family, split
@@ -337,7 +337,7 @@ def rank_problems(plan: Sequence[Stage], nodes: Sequence[Node]) -> list[str]:
 
 def _too_many_ranks(stage: Stage, ranks: Ranks, nodes: Sequence[Node]) -> str | None:
     group = ranks.group
-    wanted = {name: amount for name, amount in (("CPU", group.cpus), ("GPU", group.gpus)) if amount}
+    wanted = in_ray(group.each)
     driver = {"CPU": stage.resources.cpus, "GPU": stage.resources.gpus}
     rooms = [
         sum(room(other, wanted, driver if other is node else {}) for other in nodes if is_in_group(other, group.each))

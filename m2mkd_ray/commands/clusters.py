@@ -6,16 +6,14 @@ or a RayCluster or RayJob of KubeRay, of which the most nodes that it may have a
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from m2mkd_ray.commands.kuberay import is_labelled_spot, of_kuberay, worker_groups
 from m2mkd_ray.errors import UsageError
+from m2mkd_ray.execution.feasibility import GROUP_LABEL, Node
 from m2mkd_ray.yaml_files import read_mapping
-
-if TYPE_CHECKING:
-    from m2mkd_ray.execution.feasibility import Node
 
 
 class NodeType(BaseModel, frozen=True, extra="forbid"):
@@ -46,7 +44,7 @@ class NodesFile(BaseModel, frozen=True, extra="forbid"):
     nodes: list[NodeType] = Field(min_length=1)
 
 
-def cluster_nodes(cluster: str) -> "list[Node]":
+def cluster_nodes(cluster: str) -> list[Node]:
     """The nodes that `--cluster` names.
 
     Args:
@@ -71,7 +69,7 @@ def cluster_nodes(cluster: str) -> "list[Node]":
         launcher.close()
 
 
-def nodes_of_file(file: Path) -> "list[Node]":
+def nodes_of_file(file: Path) -> list[Node]:
     """The nodes that a file describes, or the most that a Ray cluster of it may have.
 
     Raises:
@@ -101,8 +99,7 @@ def nodes_of_file(file: Path) -> "list[Node]":
     return [_node(kind, number) for kind in described.nodes for number in range(kind.count)]
 
 
-def _node(kind: NodeType, number: int) -> "Node":
-    from m2mkd_ray.execution.feasibility import GROUP_LABEL, Node
+def _node(kind: NodeType, number: int) -> Node:
     from m2mkd_ray.execution.planning.devices import ACCELERATOR
 
     memory = kind.memory_gb * 1e9 if kind.memory_gb is not None else float("inf")
@@ -119,7 +116,6 @@ def _node(kind: NodeType, number: int) -> "Node":
 
 def _of_ray(file: Path, content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Entries of `nodes` from a Ray cluster's YAML: one head, and of each other type its `max_workers`."""
-    from m2mkd_ray.execution.feasibility import GROUP_LABEL
     from m2mkd_ray.execution.planning.devices import ACCELERATOR
 
     types = content["available_node_types"]

@@ -156,7 +156,7 @@ def _launcher(
         now.log.keep(file)
 
     def of_trials(placed: "Recipe") -> "list[Stage]":
-        found = expect(sweep, placed, store)
+        found = expected if placed is recipe else expect(sweep, placed, store)
         return [*found.to_make, *found.to_train]
 
     return start_ray(recipe, of_trials, store, address, num_cpus)

@@ -6,6 +6,7 @@ stage holds beside its worker. They count from the stage's first report, since t
 long for their machines; their nodes are not known, only the group that they asked for.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -64,6 +65,10 @@ class Held:
                     del self._workers[key]
                 return _tags(worker.where)
         return None
+
+    def sizes(self) -> Mapping[int, int]:
+        """How many workers are at work, by the number of stages that each runs."""
+        return Counter(len(worker.inside) for worker in self._workers.values())
 
     def look(self) -> Iterator[Hours]:
         """What was held since the last look."""

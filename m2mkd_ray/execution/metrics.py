@@ -151,7 +151,6 @@ class ExecutorMetrics:
         stages = self._meet(plan)
         self._ready: dict[str, float] = {}
         """When each waiting stage could have started, as far as its needs go."""
-        self._workers: dict[str, Worker] = {}
         self._sizes: set[int] = set()
         # Not shared with another run of this process: Ray may have been started anew between.
         self._instruments = {name: _make(name) for name, metric in METRICS.items() if not metric.reported}
@@ -189,7 +188,6 @@ class ExecutorMetrics:
                 tags = {"stage": stage.name, "recipe": stage.of, "address": stage.address}
                 _record(self._instruments["waiting_s"], now - ready, tags)
                 self._held.start(stage, where)
-                self._workers[stage.address] = (where.get("host"), where.get("pid"), where.get("actor_id"))
             case StageRetried(kind=kind, delay_s=delay_s):
                 _record(self._instruments["retries"], 1.0, {"recipe": stage.of, "kind": str(kind)})
                 self._ready[stage.address] = now + delay_s
@@ -203,7 +201,7 @@ class ExecutorMetrics:
 
     def by_cohort_size(self) -> Mapping[int, int]:
         """How many workers are at work, by the number of stages that each runs."""
-        return Counter(Counter(self._workers.values()).values())
+        return self._held.sizes()
 
     def _count_lost(self, event: Event, where: Tags | None) -> None:
         lost = float(getattr(event, "lost_steps", 0))
@@ -211,7 +209,6 @@ class ExecutorMetrics:
 
     def _enter(self, stage: Stage, state: str) -> None:
         self._states[stage.address] = state
-        self._workers.pop(stage.address, None)
         if state in ("complete", "reused"):
             for below in self._below[stage.address]:
                 self._look(below)
@@ -232,10 +229,6 @@ class ExecutorMetrics:
         self._sizes |= sizes.keys()
         for size in self._sizes:  # those that are no more are 0, not what they were
             _record(self._instruments["cohorts"], sizes.get(size, 0), {"size": str(size)})
-
-
-Worker = tuple[object, object, object]
-"""Host, process and actor."""
 
 
 Instrument = of_ray.Gauge | of_ray.Counter

@@ -22,7 +22,7 @@ from m2mkd_ray.execution import (
     StageWithdrawn,
     Store,
 )
-from m2mkd_ray.preflight import ranks_of
+from m2mkd_ray.preflight import holds
 from m2mkd_ray.sweeps.results import COUNTED, StageRecord
 
 Worker = tuple[Any, ...]
@@ -159,12 +159,11 @@ class Held:
         return self.seconds + sum(gpus * (time.monotonic() - since) for since, gpus, _ in self._open.values())
 
 
-def ranks_held(stage: Stage) -> list[Resources]:
+def ranks_held(stage: Stage) -> tuple[Resources, ...]:
     """What the ranks of a stage hold, each; empty where it starts none."""
-    group = ranks.group if (ranks := ranks_of(stage)) is not None else None
-    return [] if group is None else [Resources(cpus=group.cpus, gpus=group.gpus)] * group.num_ranks
+    return holds(stage)[1:]
 
 
 def gpus_of(stage: Stage) -> float:
     """GPUs that a stage holds while it runs: its worker's, and those of its ranks."""
-    return stage.resources.gpus + sum(resources.gpus for resources in ranks_held(stage))
+    return sum(each.gpus for each in holds(stage))
