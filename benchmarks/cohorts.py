@@ -21,7 +21,7 @@ the weights at the end are the same bits is checked. Nobody shares batches acros
 import hashlib
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,17 @@ def main() -> None:
     write(arguments.json, {**fields, "rows": arguments.rows, "index": arguments.index, "work": results})
 
 
+def settings_of(kind: Kind, data_root: Path, epochs: float) -> list[str]:
+    """What all trainings of a kind of work have."""
+    pairs = f"{{epochs: {epochs}, batch_size: {kind.batch_size}, lr: 0.001, distill: {{reduction: batchmean}}}}"
+    places = [f"data.dataset={kind.dataset}", f"placement.data_root={data_root}"]
+    return [*SHORT, *kind.settings, *places, f"pairs={pairs}"]
+
+
 def measured(name: str, folder: Path, settings: Sequence[str], repeats: int, index: int) -> dict[str, Any]:
     """Both ways, in turns."""
     kind, apart, together = KINDS[name], [], []
-    common = [*SHORT, *kind.settings, f"data.dataset={kind.dataset}", f"placement.data_root={folder / 'data'}"]
-    common += [
-        f"pairs={{epochs: {kind.epochs}, batch_size: {kind.batch_size}, lr: 0.001, distill: {{reduction: batchmean}}}}"
-    ]
-    recipe = override(find_recipe("demo"), [*common, *settings])
+    recipe = override(find_recipe("demo"), [*settings_of(kind, folder / "data", kind.epochs), *settings])
     prepared = Store(str(folder / name))
     once(plan(recipe), prepared, RayLauncher(num_cpus=2), ["data", "meta", "split"])
     for repeat in range(repeats):
@@ -202,15 +205,20 @@ class Ran:
 def run(stages: Sequence[Stage], store: Store) -> Ran:
     """Run trainings, one worker at a time, each worker's process for one seat only."""
     once(stages, store, RayLauncher(num_cpus=1, keep_idle_s=0), None)
-    manifests = [store.manifest(stage.address) for stage in stages]
+    cpu_s, busy_s, _ = cpu_of([store.manifest(stage.address) for stage in stages])
+    files = [store.open(stage.address) / "module.safetensors" for stage in stages]
+    return Ran(cpu_s, busy_s, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+
+
+def cpu_of(manifests: Sequence[Mapping[str, Any]]) -> tuple[float, float, int]:
+    """CPU seconds of processes from their start, and from when they took up a training; how many there were."""
     by_process: dict[int, list[dict[str, float]]] = {}
     for manifest in manifests:
         by_process.setdefault(manifest["where"]["pid"], []).append(manifest["cpu_seconds"])
     # A member's seconds are those of its whole process until it left.
     cpu_s = sum(max(one["before"] + one["during"] for one in of_one) for of_one in by_process.values())
     busy_s = sum(max(one["during"] for one in of_one) for of_one in by_process.values())
-    files = [store.open(stage.address) / "module.safetensors" for stage in stages]
-    return Ran(cpu_s, busy_s, [hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    return cpu_s, busy_s, len(by_process)
 
 
 def once(stages: Sequence[Stage], store: Store, launcher: RayLauncher, until: Sequence[str] | None) -> None:

@@ -26,16 +26,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks._run import write
-from benchmarks.cohorts import KINDS, SHORT, once
+from benchmarks.cohorts import KINDS, cpu_of, once, settings_of
 from benchmarks.decodes import jpegs
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.execution.stage import Stage, in_order
 from m2mkd_ray.execution.store import Store
+from m2mkd_ray.recipe import typed
 from m2mkd_ray.sweeps import tuning
 from m2mkd_ray.sweeps.cost import Cost
 from m2mkd_ray.sweeps.draw import drawn
@@ -98,19 +98,12 @@ def main() -> None:
 
 def sweep_of(seats: int, data_root: Path, settings: Sequence[str], epochs: float, index: int) -> Sweep:
     """The sweep, with so many seats a worker; how many decides no result, and is not in its key."""
-    kind = KINDS["compute"]
-    pairs = f"{{epochs: {epochs}, batch_size: {kind.batch_size}, lr: 0.001, distill: {{reduction: batchmean}}}}"
-    given = [
-        *SHORT, *kind.settings, "data.dataset=fashion-jpeg", f"placement.data_root={data_root}", f"pairs={pairs}",
-        *settings,
-    ]  # fmt: skip
-    parted = [setting.partition("=") for setting in given]
     return Sweep.model_validate(
         {
             "name": "cost",
             "title": "What sharing saves",
             "recipe": "demo",
-            "settings": {path: yaml.safe_load(value) for path, _, value in parted},
+            "settings": dict(map(typed, [*settings_of(KINDS["compute"], data_root, epochs), *settings])),
             "level": OnePair(index=index),
             "space": SPACE,
             "searcher": GridSearch(),
@@ -168,16 +161,12 @@ def run(sweep: Sweep, store: Store) -> Ran:
     trials = sorted(results.trials, key=lambda trial: numbers[trial.name])
     assert [dict(trial.point) for trial in trials] == drawn(sweep), "a trial has not begun"
     stages = [stage for trial in trials for stage in trial.stages]
-    by_process: dict[int, list[dict[str, float]]] = {}
-    for stage in stages:
-        manifest = store.manifest(stage.address)
-        by_process.setdefault(manifest["where"]["pid"], []).append(manifest["cpu_seconds"])
+    cpu_s, busy_s, num_processes = cpu_of([store.manifest(stage.address) for stage in stages])
     files = [store.open(stage.address) / "module.safetensors" for stage in stages]
     return Ran(
-        # A member's seconds are those of its whole process until it left.
-        busy_s=sum(max(one["during"] for one in of_one) for of_one in by_process.values()),
-        cpu_s=sum(max(one["before"] + one["during"] for one in of_one) for of_one in by_process.values()),
-        num_processes=len(by_process),
+        busy_s=busy_s,
+        cpu_s=cpu_s,
+        num_processes=num_processes,
         counted=Cost(*(sum(stage.counters.get(name, 0.0) for stage in stages) for name in COUNTED)),
         values=[trial.history[-1][1] for trial in trials],
         bits=[hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
