@@ -116,7 +116,7 @@ class Autoscaling:
 
 def kill_node(worker_pid: int) -> None:
     """Kill the node of a worker: its parent, after which the worker ends by itself."""
-    parent = int((Path("/proc") / str(worker_pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    parent = parent_of(worker_pid)
     assert "raylet" in command_of(Path("/proc") / str(parent))
     os.kill(parent, signal.SIGKILL)
 
@@ -140,6 +140,14 @@ def kill_if_there(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def parent_of(pid: int) -> int:
+    """The process that started another; 0: it is there no more."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def command_of(process: Path) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ray
-from autoscaling import command_of, kill_if_there, wait_until
+from autoscaling import command_of, kill_if_there, parent_of, wait_until
 from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 from ray._private.services import get_node_ip_address
 from small import small_demo
@@ -97,9 +97,9 @@ class Stopped:
 
     def cut(self, host: str, pid: int) -> None:
         """Stop a worker's raylet and all that it has started."""
-        raylet = _parent(pid)
+        raylet = parent_of(pid)
         children = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
-        self._stopped = [raylet, *(child for child in children if _parent(child) == raylet)]
+        self._stopped = [raylet, *(child for child in children if parent_of(child) == raylet)]
         for each in self._stopped:
             os.kill(each, signal.SIGSTOP)
 
@@ -221,13 +221,6 @@ def _do(line: str) -> None:
     done = subprocess.run(line.split(), capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{line}: {done.stderr}")
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from autoscaling import command_of, parent_of
 from small import SMALL, Killer, hashes, small_demo
 
 from m2mkd_ray.execution import Event, LocalLauncher, StageProgress, Store, execute
@@ -112,23 +113,13 @@ def test_a_killed_rank_of_the_fine_tuning_goes_on_from_its_checkpoint(launcher: 
 def _kill_one_rank() -> int:
     """Kill one rank of Ray Train among the processes below this one; its pid."""
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and "RayTrainWorker" in _title(process) and _is_below_this(int(process.name)):
+        if process.name.isdigit() and "RayTrainWorker" in command_of(process) and _is_below_this(int(process.name)):
             os.kill(int(process.name), signal.SIGKILL)
             return int(process.name)
     raise AssertionError("no rank of Ray Train was found")
 
 
-def _title(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_bytes().decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""  # it ended meanwhile
-
-
 def _is_below_this(pid: int) -> bool:
     while pid > 1 and pid != os.getpid():
-        try:
-            pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        pid = parent_of(pid)
     return pid == os.getpid()

@@ -121,6 +121,7 @@ def test_a_sweep_goes_on_after_an_interrupt_a_killed_driver_and_a_killed_worker(
 ) -> None:
     frozen = [address for name, found in whole.addresses().items() if name != "pair-1" for address in found]
     store = lent(whole, frozen, tmp_path / "store")
+    shared = {address: store.manifest(address)["ended"] for address in frozen}
 
     with Command(sweep, store, tmp_path) as first:
         first.wait_until(lambda: most_epochs(store, sweep) >= 2 * RUNG)
@@ -154,7 +155,9 @@ def test_a_sweep_goes_on_after_an_interrupt_a_killed_driver_and_a_killed_worker(
         for trial in found.trials
         if trial.state == "complete"
     ]
+    assert all(each[-1] == "COMPLETE" for each in outcomes)
     assert ["INTERRUPTED", "LOST", "LOST", "COMPLETE"] in outcomes
+    assert {address: store.manifest(address)["ended"] for address in frozen} == shared
     assert_as_undisturbed(found, sweep, whole, store)
 
 

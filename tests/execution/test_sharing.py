@@ -245,7 +245,7 @@ def test_several_hands_make_steps_at_the_same_time(hub_of: Callable[..., Hub], t
     assert not any(one.is_own for one in seen)
     assert len(maker.calls()) == 30
     assert len({call.name.split("-")[1] for call in maker.calls()}) == 3
-    assert seen[-1].at - seen[8].at < 0.75 * 0.3 * 21
+    assert seen[-1].at - seen[8].at < 0.5 * 0.3 * 21
 
 
 @pytest.mark.ray
@@ -289,7 +289,7 @@ def test_a_stream_that_is_stuck_is_replaced_and_holds_up_nobody_who_joins(
     began = time.monotonic()
     joins = hub.actor.join.remote((node, "key"), ray.cloudpickle.dumps(maker), "second", 1, 9, 0)
     assert ray.get(joins, timeout=WITHIN_S)
-    assert 3.0 < time.monotonic() - began < 60.0
+    assert 3.0 < time.monotonic() - began < 15.0
     (stream,) = streams(hub)
     assert stream != stuck
     wait_for(lambda: not is_alive(pid))
@@ -299,14 +299,14 @@ def test_a_stream_that_is_stuck_is_replaced_and_holds_up_nobody_who_joins(
 @pytest.mark.ray
 @pytest.mark.chaos
 def test_a_reader_that_dies_holds_up_nobody_for_long(hub_of: Callable[..., Hub], maker: Maker) -> None:
-    hub = hub_of(**SMALL, patience_s=3.0)
+    hub = hub_of(**SMALL, patience_s=1.0)
     some = readers(3)
     reading = [one.read.remote(hub, maker, 0, 40, {}, 0.05) for one in some]
     wait_for(lambda: ray.get(some[0].at.remote()) >= 10)
     ray.kill(some[0])
     for seen in ray.get(reading[1:], timeout=WITHIN_S):
         assert is_as_alone(seen, maker, 0, 40)
-        assert max(after.at - before.at for before, after in pairwise(seen)) < 20.0
+        assert max(after.at - before.at for before, after in pairwise(seen)) < 3.0
         assert not any(one.is_own for one in seen)
     assert len(maker.calls()) == 40
     assert hub.counts().let_go == 1
@@ -348,7 +348,7 @@ def test_a_stream_that_gives_nothing_is_not_waited_for(hub_of: Callable[..., Hub
     (seen,) = read(readers(1), hub_of(deadline_s=5.0), maker, 20)
     assert is_as_alone(seen, maker, 0, 20)
     assert [one.step for one in seen if one.is_own] == list(range(6, 20))
-    assert seen[-1].at - seen[5].at < 30.0  # it waits once for 5 s, not at each of 14 steps
+    assert seen[-1].at - seen[5].at < 8.0  # it waits once for 5 s, not at each of 14 steps
 
 
 @pytest.mark.ray

@@ -1,7 +1,6 @@
 """Sweeps to test with: results as a run leaves them, made by a formula, and a cluster to run small ones on."""
 
 import math
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -102,8 +101,8 @@ def results(sweep: Sweep) -> SweepResults:
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[RayLauncher]:
     """One local Ray of two cores and a GPU that nobody has, for all sweeps of a file."""
-    folder = tempfile.mkdtemp(prefix="m2s-")  # short: sockets in it have at most 107 bytes
-    launcher = RayLauncher(num_cpus=2, num_gpus=1, temp_dir=folder)
-    yield launcher
-    launcher.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    # Short: sockets in it have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="m2s-", ignore_cleanup_errors=True) as folder:
+        launcher = RayLauncher(num_cpus=2, num_gpus=1, temp_dir=folder)
+        yield launcher
+        launcher.close()

@@ -85,7 +85,7 @@ def test_one_that_ended_early_counts_with_its_last_value(made: Made) -> None:
     assert made.trial.scores()[-1][:2] == (3.0, 0.5)
 
 
-def test_mates_are_those_in_the_same_worker_or_those_that_wait_both(made: Made, tiny: Path) -> None:
+def test_mates_are_those_in_the_same_worker_or_those_that_wait_both(made: Made) -> None:
     other = Trying(made.trial._sweep, base(made.trial._sweep), "other", POINT, 1)
     other.targets = {0: [Watched(made.first.stage)]}
     assert made.trial.is_mate_of(other)
