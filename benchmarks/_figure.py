@@ -21,6 +21,7 @@ BOUNDS: tuple[tuple[str, str, str, float, bool], ...] = (
     ("cohorts", "pairs_ratio", "cohort of 4 pairs: CPU time / apart", 0.85, True),
     ("cohorts", "compute_ratio", "cohort of 8 trials, computing: CPU time / apart", 0.62, True),
     ("cohorts", "loader_ratio", "cohort of 8 trials, loading: CPU time / apart", 0.20, True),
+    ("sweep_cost", "ratio", "sweep of 8 trials: CPU time / separate trials", 0.62, True),
     ("decodes", "decodes_per_image_with_feed_4", "decodes an image, 4 readers of a node", 1.0, True),
     ("step", "fp32_ratio", "step, same work: plain / ours, median over shapes", 1.5, False),
     ("step", "compiled_ratio", "the same, ours compiled", 1.5, False),
