@@ -144,7 +144,7 @@ def savings(results: SweepResults, recipe: Recipe) -> Iterator[Saving]:
     if not pairs:
         return
     once = list({pair.record.address: pair for pair in pairs}.values())
-    otherwise = sum((alone(pair.stage, pair.record.images, pair.recipe) for pair in pairs), Cost())
+    otherwise = sum((alone(pair.stage, pair.record.counted_images, pair.recipe) for pair in pairs), Cost())
     for what, counter, unit, because in (
         ("computing the pairs", "flops", "FLOP", "the meta model and the teacher are run once a cohort"),
         ("images through a teacher", "teacher_calls", "images", "once a cohort"),

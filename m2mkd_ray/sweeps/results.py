@@ -47,6 +47,8 @@ class StageRecord(BaseModel, frozen=True, extra="forbid"):
     """Host and process that ran it last."""
     counters: Mapping[str, FiniteFloat] = {}
     """What it counted in all, of `COUNTED`; its shares of what a cohort did together."""
+    counted_images: FiniteFloat = 0.0
+    """Images of the steps that counters are of. One that was stopped went on until it was told."""
 
 
 class TrialRecord(BaseModel, frozen=True, extra="forbid"):

@@ -112,6 +112,7 @@ class Watched:
             reused=reused,
             epochs=epochs * step / total if total else epochs * self.is_complete,
             images=step * batch,
+            counted_images=batch * (step if self.is_complete else counted.get("counted_steps", 0)),
             history=tuple(self.values(metric, epochs)),
             started=self.started,
             ended=self.ended,

@@ -12,7 +12,10 @@ MEASURED = ("loss", "ce", "val_top1")
 """What a landmark has of a point, beside its step and epoch."""
 
 COUNTED = ("flops", "teacher_calls", "cache_hits", "decodes")
-"""What a landmark has the sums of, from the first step on (`m2mkd_ray.training.counters`)."""
+"""What a landmark has the sums of, from the first step on (`m2mkd_ray.training.counters`).
+
+`counted_steps` says up to which one: steps are counted when they are logged, and a validation may be between two.
+"""
 
 
 class Landmarks:
@@ -31,6 +34,7 @@ class Landmarks:
         for name in COUNTED:
             if "loss" in point and name in point:
                 self._sums[name] = self._sums.get(name, 0.0) + point[name]
+                self._sums["counted_steps"] = point["step"]
         if not self._is_landmark(point):
             return False
         measured = {name: point[name] for name in MEASURED if name in point}

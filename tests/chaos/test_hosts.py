@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 PAIRS = ("pair-0", "pair-1")
 ALONE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
 """In namespaces of its own, where it may make networks; all that it starts ends with it."""
-TRY = "ip link add br0 type bridge && ip link add a type veth peer name b && mount -t tmpfs tmpfs /run"
+TRY = "ip link add br0 type bridge && ip link add veth0 type veth peer name veth1 && mount -t tmpfs tmpfs /run"
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,7 @@ def results(sweep: Sweep) -> SweepResults:
                         state="complete" if len(epochs) == 2 else "stopped",
                         epochs=epochs[-1],
                         images=images,
+                        counted_images=images,
                         history=tuple((epoch, accuracy(point, epoch, seed)) for epoch in epochs),
                         started=start + place,
                         ended=start + place + 60 * epochs[-1],

@@ -85,6 +85,21 @@ def test_savings_are_the_stages_counters_against_their_images_alone(results: Swe
     assert (trainings.spent, trainings.otherwise) == (4, 48)
 
 
+def test_images_that_were_not_counted_are_not_called_saved(results: SweepResults) -> None:
+    """A stage that was stopped trained on for a while after its last landmark."""
+    recipe = base(results.sweep)
+    later = [
+        trial.model_copy(
+            update={"stages": tuple(one.model_copy(update={"images": 2 * one.images}) for one in trial.stages)}
+        )
+        for trial in results.trials
+    ]
+    shared = ("computing the pairs", "images through a teacher", "images decoded")
+    before = [saving for saving in savings(results, recipe) if saving.what in shared]
+    after = savings(results.model_copy(update={"trials": tuple(later)}), recipe)
+    assert [saving for saving in after if saving.what in shared] == before
+
+
 def test_a_stage_that_two_trials_have_is_spent_once_and_would_be_spent_twice(results: SweepResults) -> None:
     twice = results.model_copy(update={"trials": (results.trials[0], results.trials[0])})
     one = results.model_copy(update={"trials": (results.trials[0],)})

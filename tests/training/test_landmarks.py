@@ -25,6 +25,7 @@ def test_landmarks_are_validations_and_the_first_losses_after_every_epoch() -> N
 def test_a_landmark_knows_what_was_counted_up_to_it() -> None:
     assert [point["decodes"] for point in Landmarks(HISTORY).points] == [16.0, 16.0, 32.0, 40.0]
     assert [point["flops"] for point in Landmarks(HISTORY).points] == [2.0, 2.0, 5.0, 5.0]
+    assert [point["counted_steps"] for point in Landmarks(HISTORY).points] == [4, 4, 8, 9]
 
 
 def test_those_of_a_training_that_is_taken_up_are_those_that_it_had() -> None:
