@@ -58,6 +58,10 @@ class TimedLauncher:
         """As the launcher inside."""
         return self.inner.nodes()
 
+    def may_grow(self) -> bool:
+        """As the launcher inside."""
+        return self.inner.may_grow()
+
     def problems(self, stages: Sequence[Stage], store: Store) -> list[str]:
         """As the launcher inside."""
         return self.inner.problems(stages, store)

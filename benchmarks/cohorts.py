@@ -140,7 +140,9 @@ def settings_of(kind: Kind, data_root: Path, epochs: float) -> list[str]:
 
 def measured(name: str, folder: Path, settings: Sequence[str], repeats: int, index: int) -> dict[str, Any]:
     """Both ways, in turns."""
-    kind, apart, together = KINDS[name], [], []
+    kind = KINDS[name]
+    apart: list[Ran] = []
+    together: list[Ran] = []
     recipe = override(find_recipe("demo"), [*settings_of(kind, folder / "data", kind.epochs), *settings])
     prepared = Store(str(folder / name))
     once(plan(recipe), prepared, RayLauncher(num_cpus=2), ["data", "meta", "split"])

@@ -129,7 +129,7 @@ def measured(count: int, config: FeedConfig, folder: DatasetFolder, scratch: Pat
     """A row without the feed and one with it."""
     found = []
     for feed in ("without", "with"):
-        actor = ray.remote(Reader).options(num_cpus=0)
+        actor: Any = ray.remote(Reader).options(num_cpus=0)
         readers = [actor.remote(config, folder) for _ in range(count)]
         ray.get([reader.ready.remote() for reader in readers])
         began = time.perf_counter()

@@ -10,7 +10,7 @@ B = images, L = tokens, D = width, H = heads, N = B * L
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ class PlainAttention(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.qkv, self.proj = block.attn.qkv, block.attn.proj
-        self.num_heads = block.attn.num_heads
+        attention: Any = block.attn  # timm says no more than that it is a module
+        self.qkv, self.proj, self.num_heads = attention.qkv, attention.proj, attention.num_heads
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -36,7 +36,8 @@ class PlainAttention(nn.Module):
         qkv = self.qkv(tokens).reshape(images, length, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
         shares = ((q @ k.transpose(-2, -1)) / (width // self.num_heads) ** 0.5).softmax(dim=-1)
-        return self.proj((shares @ v).transpose(1, 2).reshape(images, length, width))
+        mixed: Tensor = self.proj((shares @ v).transpose(1, 2).reshape(images, length, width))
+        return mixed
 
 
 class PlainMlp(nn.Module):
@@ -48,7 +49,8 @@ class PlainMlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        return self.second(F.gelu(self.first(tokens)))
+        changed: Tensor = self.second(F.gelu(self.first(tokens)))
+        return changed
 
 
 class PlainMoe(nn.Module):
@@ -84,8 +86,8 @@ class PlainBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm1, self.norm2, self.attention = block.norm1, block.norm2, PlainAttention(block)
-        is_sparse = isinstance(block.mlp, MoeMlp)
-        self.mlp = PlainMoe(block.mlp) if is_sparse else PlainMlp(block.mlp.fc1, block.mlp.fc2)
+        mlp: Any = block.mlp
+        self.mlp = PlainMoe(mlp) if isinstance(mlp, MoeMlp) else PlainMlp(mlp.fc1, mlp.fc2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
@@ -98,6 +100,8 @@ class PlainStem(nn.Module):
 
     def __init__(self, stem: Stem) -> None:
         super().__init__()
+        assert stem.cls_token is not None
+        assert stem.pos_embed is not None
         self.patches, self.cls_token, self.pos_embed = stem.patch_embed.proj, stem.cls_token, stem.pos_embed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ class PlainStep:
 def plainly(module: nn.Module) -> nn.Module:
     """A module of the product, layer by layer as one would write it."""
     layers: list[nn.Module] = []
-    for layer in module:
+    for layer in module.children():
         if isinstance(layer, Stem):
             layers.append(PlainStem(layer))
         elif isinstance(layer, Block):

@@ -32,10 +32,10 @@ from rich.table import Table
 
 from benchmarks._fake import Machine, naps, roll_call
 from benchmarks._run import write
-from m2mkd_ray.execution import Event, Placer, Stage, StageStarted, Store, execute
-from m2mkd_ray.execution.devices import device_type
+from m2mkd_ray.execution import Event, Placer, Resources, Stage, StageStarted, Store, execute
+from m2mkd_ray.execution.planning.devices import device_type
+from m2mkd_ray.execution.planning.works import Work
 from m2mkd_ray.execution.ray_launcher import RayLauncher
-from m2mkd_ray.execution.works import Work
 
 SETTINGS = ((4, 1), (16, 4), (64, 16), (256, 32), (512, 64))
 """Stages and fake nodes."""
@@ -90,7 +90,7 @@ def measure(stages: int, nodes: int, seconds: float, raylets: int, is_mixed: boo
         try:
             speeds = {}
             if is_mixed:
-                speeds = {node.id: float(device_type(node)) for node in launcher.nodes()}
+                speeds = {node.id: float(device_type(node, Resources())) for node in launcher.nodes()}
             lengths = [draw.uniform(0.2, 1.8) * seconds for _ in range(stages)]
             started = time.perf_counter()
             execute(roll_call(nodes), Store(f"{folder}/roll"), launcher).raise_for_failures()
@@ -122,7 +122,7 @@ def _labels(raylet: int, is_mixed: bool) -> dict[str, str]:
 
 def _planner(plan: Sequence[Stage], lengths: Sequence[float]) -> Placer:
     """The planner, which knows how long each stage takes on a node of each speed."""
-    from m2mkd_ray.execution.planner import Planner
+    from m2mkd_ray.execution.planning.planner import Planner
 
     return Planner(
         {
@@ -143,7 +143,8 @@ def main() -> None:
     options.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers")
     arguments = options.parse_args()
     chosen = [tuple(map(int, arguments.only.split(",")))] if arguments.only else SETTINGS
-    table, results = Table("stages", "nodes", *COLUMNS), {}
+    table = Table("stages", "nodes", *COLUMNS)
+    results: dict[str, Any] = {}
     for stages, nodes in chosen:
         found = measure(stages, nodes, arguments.seconds, arguments.raylets, arguments.mixed, arguments.seed)
         table.add_row(str(stages), str(nodes), *(f"{found[column]:.3f}" for column in COLUMNS))

@@ -67,6 +67,11 @@ def test_a_job_runs_a_command_of_ours_on_its_cluster_and_leaves_its_result_in_a_
         assert command.values["sweep"] in SWEEPS
 
 
+def test_every_sweep_that_ships_is_a_job():
+    commands = [parsed(arguments(read_job(file).entrypoint), file) for file in shipped_jobs().values()]
+    assert {command.values["sweep"] for command in commands if command.name == "sweep run"} == set(SWEEPS)
+
+
 @every_job
 def test_a_jobs_driver_is_on_no_spot_node_and_holds_a_core(name):
     job = read_job(find_job(name))
