@@ -20,6 +20,7 @@ from timm.models import get_pretrained_cfg
 from m2mkd_ray.blueprint import Blueprint, Vit
 from m2mkd_ray.data import Augmentation, DatasetFolder, find, undrawable
 from m2mkd_ray.data.lanes import balanced
+from m2mkd_ray.data.parts import parts_problems
 from m2mkd_ray.errors import DataError, M2mkdError
 from m2mkd_ray.evaluation import class_columns, find_suite
 from m2mkd_ray.execution import Stage
@@ -76,9 +77,13 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
     except DataError as error:
         yield str(error)
         return
-    missing = [name for name in (source.split, source.validation.split) if name not in folder.index.splits]
-    for name in missing:
-        yield f"Data set {source.dataset!r} has no split {name!r}, only {', '.join(folder.index.splits)}."
+    wrong = {}
+    for name in (source.split, source.validation.split):
+        try:
+            folder.part(name)
+        except DataError as error:
+            wrong[name] = str(error)
+    yield from wrong.values()
     if folder.index.num_classes != blueprint.teacher.num_classes:
         of_student = "vit" if blueprint.student.nac is None else "nac"
         yield (
@@ -86,8 +91,10 @@ def _of_data(recipe: Recipe) -> Iterator[str]:
             f"{blueprint.teacher.num_classes}. Set blueprint.teacher.num_classes and "
             f"blueprint.student.{of_student}.num_classes to {folder.index.num_classes}."
         )
-    if source.split not in missing:
+    if source.split not in wrong:
         yield from _of_rows(recipe, folder)
+    if not wrong:
+        yield from parts_problems(folder, source.split, source.validation.split)
 
 
 def _of_rows(recipe: Recipe, folder: DatasetFolder) -> Iterator[str]:
@@ -110,7 +117,7 @@ def _of_rows(recipe: Recipe, folder: DatasetFolder) -> Iterator[str]:
 
 def row_groups(folder: DatasetFolder, split: str, max_rows: int | None) -> list[int]:
     """Rows that are used of every row group that has any."""
-    sizes = [size for shard in folder.split(split).shards for size in shard.row_groups]
+    sizes = [len(group) for group in folder.rows(split).row_groups]
     if max_rows is None or max_rows >= sum(sizes):
         return sizes
     used = balanced(folder.rows(split).labels, max_rows, seed=0)

@@ -31,6 +31,7 @@ class Data(BaseModel, frozen=True, extra="forbid"):
     dataset: str
     """A name in `m2mkd_ray.data.DATASETS`, or of any imported data set."""
     split: str = "train"
+    """Or a part of one: with `train[5000:]` here, `train[:5000]` is free to choose settings on."""
     max_rows: int | None = Field(None, gt=0)
     """Only so many rows, as many of every class, the same ones for every seed; None takes all."""
     validation: Validation

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from m2mkd_ray.blueprint import Blueprint, Student
 from m2mkd_ray.data import FeedConfig, find
 from m2mkd_ray.data.logits import LogitsFormat
+from m2mkd_ray.data.parts import whole
 from m2mkd_ray.data.shards import sha256
 from m2mkd_ray.errors import DataError, UsageError
 from m2mkd_ray.evaluation import Suite, find_suite
@@ -57,7 +58,8 @@ def feed(recipe: Recipe, phase: Phase) -> FeedConfig:
 
 def data_of(recipe: Recipe) -> Stage:
     """The data set that is trained on."""
-    return _data_stage(recipe, recipe.data.dataset, (recipe.data.split, recipe.data.validation.split))
+    splits = dict.fromkeys(map(whole, (recipe.data.split, recipe.data.validation.split)))
+    return _data_stage(recipe, recipe.data.dataset, tuple(splits))
 
 
 def suite_data(recipe: Recipe) -> dict[str, Stage]:
@@ -179,7 +181,7 @@ def images(recipe: Recipe, phase: Phase, epochs: float | None = None) -> float:
     """Images that a training sees, or so many epochs of it; 0 if the data set is not there."""
     source = recipe.data
     try:
-        rows = find(source.dataset, recipe.placement.data_root).split(source.split).rows
+        rows = len(find(source.dataset, recipe.placement.data_root).part(source.split))
     except DataError:
         return 0.0
     return (phase.epochs if epochs is None else epochs) * min(rows, source.max_rows or rows)

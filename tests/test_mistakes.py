@@ -326,6 +326,16 @@ MISTAKES = (
     Mistake("unknown data set", "run demo --set data.dataset=fashion", "Known data sets: "),
     Mistake("unknown split", "run demo --set data.split=training", "has no split 'training', only train, "),
     Mistake(
+        "part of a split that is written otherwise",
+        "run demo --set data.split=train[500]",
+        "a part of a split is written train[5000:], train[:5000] or train[:10%]",
+    ),
+    Mistake(
+        "rows to choose settings on that are trained on",
+        "run demo --set data.validation.split=train[:500]",
+        "has 500 of the rows that are trained on (data.split 'train')",
+    ),
+    Mistake(
         "another number of classes",
         "run tiny.yaml --set blueprint.teacher.num_classes=7 --set blueprint.student.vit.num_classes=7",
         "has 10 classes, but the blueprint's num_classes is 7",

@@ -1,13 +1,17 @@
 """Checks that need more than one command line shows: several nodes, row groups, classes."""
 
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from m2mkd_ray import preflight
 from m2mkd_ray.commands.session import chosen, planned
-from m2mkd_ray.data import find, import_data
+from m2mkd_ray.data import ClassName, find, import_data
+from m2mkd_ray.data.importers.source import Sample, Source, SplitSource, png
+from m2mkd_ray.data.importers.write import WriteConfig, write
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.recipe import Recipe
 
@@ -51,6 +55,37 @@ def test_row_groups_are_those_that_the_feed_deals_to_lanes():
     drawn = preflight.row_groups(folder, "train", 10)
     assert sum(drawn) == 10
     assert len(drawn) <= 10
+
+
+def test_parts_of_a_split_are_apart_or_refused(tiny):
+    parts = ["data.split=train[2000:]", "data.validation.split=train[:2000]"]
+    assert preflight.problems(chosen(str(tiny), parts)) == []
+    (problem,) = preflight.problems(chosen(str(tiny), ["data.split=train[1990:]", parts[1]]))
+    assert "'train[:2000]' has 10 of the rows that are trained on (data.split 'train[1990:]')" in problem
+
+
+def test_a_part_of_a_sorted_split_is_refused(tiny, tmp_path):
+    """A split whose rows lie by class: the first of them are of one."""
+    labels = np.repeat(np.arange(10), 60)
+    images = np.zeros((600, 28, 28), np.uint8)
+
+    def sample(number):
+        return Sample(f"{number}.png", int(labels[number]), partial(png, images[number]))
+
+    source = Source(
+        classes=tuple(ClassName(id=str(label), name=str(label)) for label in range(10)),
+        splits={"train": SplitSource(600, sample, shuffle=False)},
+        licence="MIT",
+        origin="a test",
+    )
+    write(source, tmp_path, WriteConfig(name="sorted", rows_per_group=64))
+    settings = [
+        "data.dataset=sorted", f"placement.data_root={tmp_path}", "data.max_rows=null",
+        "data.split=train[100:]", "data.validation.split=train[:100]",
+    ]  # fmt: skip
+    (problem,) = preflight.problems(chosen(str(tiny), settings))
+    assert "'train[:100]' of 'sorted' has images of 2 classes" in problem
+    assert "sorted by class" in problem
 
 
 def test_all_problems_are_found_at_once(tiny: Path):

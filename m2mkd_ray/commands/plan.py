@@ -143,7 +143,7 @@ def training_of(stage: "Stage", recipe: "Recipe") -> dict[str, Any] | None:
     feed = training.feed
     found = {"epochs": training.train.epochs, "batch_size": feed.batch_size}
     try:
-        rows = find(feed.dataset, recipe.placement.data_root).split(feed.split).rows
+        rows = len(find(feed.dataset, recipe.placement.data_root).part(feed.split))
     except DataError:
         return {**found, "steps": None}
     used = min(rows, feed.max_rows or rows)

@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from m2mkd_ray.data.catalog import DATASETS
+from m2mkd_ray.data.parts import FORM, rows_of, whole
 from m2mkd_ray.data.shards import Rows, Shard, sha256
 from m2mkd_ray.errors import DataError
 
@@ -107,9 +108,24 @@ class DatasetFolder:
             )
         return self.index.splits[name]
 
+    def part(self, split: str) -> range:
+        """Row numbers, in the whole split, of a part of it (`train[5000:]`, see `parts.py`), or of all of it.
+
+        Raises:
+            DataError: there is no such split, or no row in the part.
+        """
+        if "[" in split and whole(split) == split:
+            raise DataError(f"{split!r} is no split of {self.index.name}: {FORM}.")
+        return rows_of(split, self.split(whole(split)).rows)
+
     def rows(self, split: str, cached_groups: int = 4) -> Rows:
-        """The rows of a split; up to `cached_groups` row groups stay in memory."""
-        return Rows(self.path, self.split(split).shards, cached_groups)
+        """The rows of a split or of a part of it; up to `cached_groups` row groups stay in memory.
+
+        Raises:
+            DataError: as `part`.
+        """
+        part = self.part(split)
+        return Rows(self.path, self.split(whole(split)).shards, cached_groups, part)
 
     def verify(self, split: str) -> None:
         """Read every shard of a split and compare it with the index.

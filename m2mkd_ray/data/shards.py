@@ -59,20 +59,26 @@ class Rows:
     Pickles small (for loader workers): what was read stays behind.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], cached_groups: int = 4) -> None:
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], cached_groups: int = 4, part: range | None = None
+    ) -> None:
+        """`part`: only these consecutive rows of the shards, numbered from zero; None: all."""
         self._folder = folder
         self._shards = tuple(shards)
         self._places = [(shard, i) for shard in self._shards for i in range(len(shard.row_groups))]
         sizes = (size for shard in self._shards for size in shard.row_groups)
         self._starts = np.array([0, *accumulate(sizes)])
-        self.row_groups = [range(start, stop) for start, stop in pairwise(self._starts.tolist())]
-        """Row numbers of each row group."""
+        self._part = range(int(self._starts[-1])) if part is None else part
+        """Row numbers in the shards."""
+        bounds = np.unique(np.clip(self._starts, self._part.start, self._part.stop)) - self._part.start
+        self.row_groups = [range(start, stop) for start, stop in pairwise(bounds.tolist())]
+        """Row numbers of each row group; of those at the ends of a part, of what is in it."""
         self.cached_groups = cached_groups
         """Row groups kept in memory; the least recently used one goes."""
         self._cache: OrderedDict[int, list[bytes]] = OrderedDict()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._part)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": OrderedDict()}
@@ -87,13 +93,15 @@ class Rows:
         """Label of every row, int64."""
         chunks = [chunk for shard in self._shards for chunk in self._read(shard, None, "label").column(0).chunks]
         # Not by `to_numpy`, which imports pandas: 0.2 s of every new worker.
-        return np.concatenate([np.zeros(0, np.int64), *map(np.from_dlpack, chunks)])
+        labels = np.concatenate([np.zeros(0, np.int64), *map(np.from_dlpack, chunks)])
+        return labels[self._part.start : self._part.stop]
 
     @cached_property
     def paths(self) -> list[str]:
         """Name of every row's image in its source."""
         tables = [self._read(shard, None, "image.path") for shard in self._shards]
-        return [path for table in tables for path in table.flatten().column(0).to_pylist()]
+        paths = [path for table in tables for path in table.flatten().column(0).to_pylist()]
+        return paths[self._part.start : self._part.stop]
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """The encoded images of these rows, in this order.
@@ -101,7 +109,7 @@ class Rows:
         Raises:
             DataError: a shard is missing or cannot be read.
         """
-        wanted = np.asarray(indices, dtype=np.int64)
+        wanted = np.asarray(indices, dtype=np.int64) + self._part.start
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
         images = [b""] * len(wanted)
         for group in np.unique(groups).tolist():

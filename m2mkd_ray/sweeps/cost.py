@@ -35,7 +35,7 @@ def rows_of(recipe: Recipe) -> int:
     """Images of an epoch; 0 if the data set is not there."""
     source = recipe.data
     try:
-        rows = find(source.dataset, recipe.placement.data_root).split(source.split).rows
+        rows = len(find(source.dataset, recipe.placement.data_root).part(source.split))
     except DataError:
         return 0
     return min(rows, source.max_rows or rows)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from m2mkd_ray.data.parts import whole
 from m2mkd_ray.evaluation import find_suite
 from m2mkd_ray.execution import Store
 from m2mkd_ray.execution.stage import Stage
@@ -226,13 +227,14 @@ def _notes(sweep: Sweep, recipe: Recipe) -> Iterator[str]:
     same = [
         name
         for name in recipe.suites
-        if (suite := find_suite(name)).dataset == source.dataset and suite.split == source.validation.split
+        if (suite := find_suite(name)).dataset == source.dataset and suite.split == whole(source.validation.split)
     ]
     if same:
         yield (
             f"The values come from split {source.validation.split!r} of {source.dataset}, which the suite "
             f"{', '.join(same)} evaluates too: accuracies of the best setting there are not those of unseen images. "
-            f"Set data.validation.split to another split for a claim."
+            f"For a claim choose on other ones, such as a part of those that are trained on: "
+            f"data.split={source.split}[5000:] and data.validation.split={source.split}[:5000]."
         )
 
 
