@@ -33,7 +33,7 @@ from m2mkd_ray.sweeps.results import SweepResults
 from m2mkd_ray.sweeps.sweep import Sweep
 from m2mkd_ray.sweeps.trials import Board, Grief, Message, Over, Value, board_of
 from m2mkd_ray.sweeps.trying import Score, Trying
-from m2mkd_ray.sweeps.watched import Held, Watched, ranks_held
+from m2mkd_ray.sweeps.watched import GpuTime, Watched, ranks_held
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Desk:
         self._held_since = 0.0
         self._in_flight: tuple[str, Value] | None = None
         self._is_told_over = False
-        self._gpus, self._began, self._next_write = Held(), time.monotonic(), 0.0
+        self._gpus, self._began, self._next_write = GpuTime(), time.monotonic(), 0.0
         self._error: BaseException | None = None
         self._board: Any = ray.remote(num_cpus=0)(Board).options(name=board_of(name_of(sweep))).remote()
         self._thread = threading.Thread(
@@ -297,9 +297,8 @@ class Desk:
             except queue.Empty:
                 return
             watched = self._watch(event.stage)
-            self._gpus.hear(event, watched.worker)
+            self._gpus.hear(event)
             watched.hear(event, self._store)
-            self._gpus.hear(event, watched.worker)
             self._on_event(event)
             if watched.grief and not isinstance(event, StageProgress):
                 for trial in self._trials.values():
@@ -319,7 +318,7 @@ class Desk:
         return ""
 
     def _spent(self) -> tuple[float, float]:
-        return self._known.seconds + time.monotonic() - self._began, self._known.gpu_seconds + self._gpus.now
+        return self._known.seconds + time.monotonic() - self._began, self._known.gpu_seconds + self._gpus.seconds
 
     def _tell_over(self) -> None:
         """Let the actors of all trials go."""

@@ -1,7 +1,7 @@
 """What the driver of a sweep knows of a stage, from what the executor tells and what the store keeps."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -19,9 +19,11 @@ from m2mkd_ray.execution import (
     StageReused,
     StageSkipped,
     StageStarted,
+    StageWaits,
     StageWithdrawn,
     Store,
 )
+from m2mkd_ray.execution.held import Held
 from m2mkd_ray.preflight import holds
 from m2mkd_ray.sweeps.results import COUNTED, StageRecord
 
@@ -103,14 +105,15 @@ class Watched:
         marks = self._marks()
         counted = self.metrics if self.is_complete else marks[-1] if marks else {}
         step, total = (self.progress.step, self.progress.total_steps) if self.progress else (0, 0)
-        batch = getattr(getattr(getattr(self.stage.config, "training", None), "feed", None), "batch_size", 0)
+        training = getattr(self.stage.config, "training", None)  # evaluations have none
+        batch, whole = (training.feed.batch_size, training.train.epochs) if training else (0, 0.0)
         return StageRecord(
             name=self.stage.name,
             address=self.stage.address,
             seed=seed,
             state=self.state,
             reused=reused,
-            epochs=epochs * step / total if total else epochs * self.is_complete,
+            epochs=whole * step / total if total else whole * self.is_complete,
             images=step * batch,
             counted_images=batch * (step if self.is_complete else counted.get("counted_steps", 0)),
             history=tuple(self.values(metric, epochs)),
@@ -133,38 +136,35 @@ class Watched:
         self.ended = datetime.fromisoformat(manifest["ended"]).timestamp()
 
 
-class Held:
-    """GPUs that workers and their ranks hold, from what the executor tells of the stages that they run."""
+class GpuTime:
+    """What stages have held of GPUs, from what the executor tells of them. Ranks count from their first report on, as
+    in the report of a run."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        """GPUs times the seconds for which workers that have ended held them."""
-        self._open: dict[Worker, tuple[float, float, set[str]]] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds, of any origin."""
+        self._held = Held(clock, holds)
+        self._seconds = 0.0
 
-    def hear(self, event: Event, worker: Worker) -> None:
-        """Take in that a stage started in a worker, or is there no more."""
+    def hear(self, event: Event) -> None:
+        """Take an event in."""
+        self._look()
+        if isinstance(event, StageProgress):
+            self._held.report(event.stage)
+        elif not isinstance(event, StageWaits):
+            self._held.leave(event.stage)
         if isinstance(event, StageStarted):
-            since, gpus, inside = self._open.get(worker, (time.monotonic(), gpus_of(event.stage), set()))
-            inside.add(event.stage.address)
-            self._open[worker] = (since, gpus, inside)
-        elif not isinstance(event, StageProgress) and worker in self._open:
-            since, gpus, inside = self._open[worker]
-            inside.discard(event.stage.address)
-            if not inside:
-                self.seconds += gpus * (time.monotonic() - since)
-                del self._open[worker]
+            self._held.start(event.stage, event.where)
 
     @property
-    def now(self) -> float:
-        """GPUs times seconds, with those of workers at work."""
-        return self.seconds + sum(gpus * (time.monotonic() - since) for since, gpus, _ in self._open.values())
+    def seconds(self) -> float:
+        """GPUs times the seconds for which they were held, with those of workers at work."""
+        self._look()
+        return self._seconds
+
+    def _look(self) -> None:
+        self._seconds += 3600 * sum(hours for name, _, hours in self._held.look() if name == "gpu_hours")
 
 
 def ranks_held(stage: Stage) -> tuple[Resources, ...]:
     """What the ranks of a stage hold, each; empty where it starts none."""
     return holds(stage)[1:]
-
-
-def gpus_of(stage: Stage) -> float:
-    """GPUs that a stage holds while it runs: its worker's, and those of its ranks."""
-    return sum(each.gpus for each in holds(stage))
