@@ -62,6 +62,10 @@ class TimedLauncher:
         """As the launcher inside."""
         return self.inner.may_grow()
 
+    def most_nodes(self) -> list[Node]:
+        """As the launcher inside."""
+        return self.inner.most_nodes()
+
     def problems(self, stages: Sequence[Stage], store: Store) -> list[str]:
         """As the launcher inside."""
         return self.inner.problems(stages, store)

@@ -69,13 +69,17 @@ class Gathering:
     Args:
         ranks: what the processes hold that a stage starts itself. Where others have started theirs, it gets a seat
             only when nodes have room for its own, and does not sit in a worker that waits for them.
+        asks: whether nodes may come. Then a cohort of whose kind no worker is there or asked for is handed out
+            without room, since its demand is what brings a node.
     """
 
     replans = False
 
-    def __init__(self, ranks: Callable[[Stage], Sequence[Resources]] = lambda stage: ()) -> None:
+    def __init__(
+        self, ranks: Callable[[Stage], Sequence[Resources]] = lambda stage: (), *, asks: bool = False
+    ) -> None:
         self._given = AsGiven()
-        self._ranks = ranks
+        self._ranks, self._asks = ranks, asks
 
     def seats(self, ready: Sequence[Stage], view: View) -> list[Seat]:
         """See `Placer`."""
@@ -87,14 +91,16 @@ class Gathering:
             ranks = [each for stage in occupied.seat.stages for each in self._ranks(stage)]
             _take_all(ranks, free)
             have_ranks = have_ranks or bool(ranks)
+        held = {occupied.seat.resources for occupied in view.occupied}
         seats = []
         for seat in self._given.seats(ready, view):
             ranks = [each for stage in seat.stages for each in self._ranks(stage)]
             if ranks and not _take_all(ranks, free) and have_ranks:
                 continue
             have_ranks = have_ranks or bool(ranks)
-            if _take(seat.resources, free) or _is_full(seat):
+            if _take(seat.resources, free) or _is_full(seat) or (self._asks and seat.resources not in held):
                 seats.append(seat)
+                held.add(seat.resources)
         return seats
 
     def lacks(self, stage: Stage, view: View) -> str | None:

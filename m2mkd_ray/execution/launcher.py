@@ -68,6 +68,9 @@ class Launcher(Protocol):
     def may_grow(self) -> bool:
         """Whether more nodes may come."""
 
+    def most_nodes(self) -> list[Node]:
+        """The nodes that there may be at once at most, as far as that is known; those that are there otherwise."""
+
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Why the plan cannot run here, a sentence for each reason; empty if it can."""
 
@@ -155,6 +158,10 @@ class LocalLauncher:
     def may_grow(self) -> bool:
         """See `Launcher`."""
         return False
+
+    def most_nodes(self) -> list[Node]:
+        """See `Launcher`."""
+        return []
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """See `Launcher`."""

@@ -147,6 +147,10 @@ class RayLauncher:
         """Whether an autoscaler may start more nodes."""
         return self.autoscaler.may_grow
 
+    def most_nodes(self) -> list[Node]:
+        """The nodes that an autoscaler may have started at once, where its groups are known; else those there are."""
+        return self.autoscaler.most_nodes or self.nodes()
+
     @cached_property
     def autoscaler(self) -> Autoscaler:
         """What is known of the cluster's. It is asked for once: it does not change while a cluster runs."""

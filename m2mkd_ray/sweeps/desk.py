@@ -20,11 +20,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from m2mkd_ray.errors import RunError
+from m2mkd_ray.errors import RunError, UsageError
 from m2mkd_ray.execution import Event, Gathering, Launcher, Requests, Stage, StageProgress, Store, execute, in_order
 from m2mkd_ray.recipe import Recipe
 from m2mkd_ray.sweeps import points, results
@@ -40,7 +41,17 @@ logger = logging.getLogger(__name__)
 _GATHER_S = 10.0
 """How long stages of trials that begin are held for those that are about to begin."""
 _WRITE_EVERY_S = 1.0
+_LOOK_EVERY_S = 5.0
 _TICK_S = 0.1
+
+
+class Room(NamedTuple):
+    """How many trials a cluster holds."""
+
+    fills: int
+    """So many fill its workers: they are gathered in cohorts, and those after them wait for a seat."""
+    concurrent: int
+    """So many are under way, with those that wait."""
 
 
 class Interrupted(Exception):
@@ -53,7 +64,7 @@ class Desk:
     Args:
         known: results of an earlier run of the sweep, or fresh ones.
         tried: the points, in the order in which trials are numbered; None: as they begin.
-        expects: how many trials fill the cluster: as many are gathered in cohorts, those after them wait for a seat.
+        room: how many trials there is room for, looked up now and then, as nodes come and go.
         interrupted: set when the driver is to end.
     """
 
@@ -66,7 +77,7 @@ class Desk:
         *,
         known: SweepResults,
         tried: Sequence[Point] | None,
-        expects: int,
+        room: Callable[[], Room],
         interrupted: threading.Event,
         on_event: Callable[[Event], None],
         on_change: Callable[[SweepResults], None],
@@ -76,7 +87,8 @@ class Desk:
         self.sweep, self.over = sweep, ""
         """`over`: why no trial goes on any more; empty while they do."""
         self._base, self._store, self._known = base, store, known
-        self._tried, self._expects, self._interrupted = [dict(point) for point in tried or ()], expects, interrupted
+        self._tried, self._interrupted = [dict(point) for point in tried or ()], interrupted
+        self._look_for_room, self.room, self._next_look = room, room(), time.monotonic() + _LOOK_EVERY_S
         self._on_event, self._on_change = on_event, on_change
         self._metric, self._epochs = points.metric_of(sweep), points.epochs_of(sweep, base)
         self._requests, self._events = Requests(), queue.SimpleQueue[Event]()
@@ -88,7 +100,10 @@ class Desk:
         self._is_told_over = False
         self._gpus, self._began, self._next_write = GpuTime(), time.monotonic(), 0.0
         self._error: BaseException | None = None
-        self._board: Any = ray.remote(num_cpus=0)(Board).options(name=board_of(name_of(sweep))).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board: Any = ray.remote(Board)
+        # On this node, as it has to live as long as this driver, and so that it holds no other.
+        self._board = board.options(num_cpus=0, name=board_of(name_of(sweep)), scheduling_strategy=here).remote()
         self._thread = threading.Thread(
             target=self._run, args=(launcher, stall_timeout_s, wait_timeout_s), name="sweep", daemon=True
         )
@@ -119,7 +134,7 @@ class Desk:
                 stall_timeout_s=stall_timeout_s,
                 wait_timeout_s=wait_timeout_s,
                 # Where nodes may come for them, ranks that wait are what an autoscaler sees.
-                place=Gathering() if launcher.may_grow() else Gathering(ranks_held),
+                place=Gathering(asks=True) if launcher.may_grow() else Gathering(ranks_held),
                 requests=self._requests,
             )
         except BaseException as error:  # it is raised again in Tune's thread
@@ -165,7 +180,11 @@ class Desk:
             return self._tell(trial, Grief(trial.grief))
         trial.state, trial.why = "running", ""
         if not trial.targets:
-            self._plan(trial)
+            try:
+                self._plan(trial)
+            except UsageError as error:  # two settings that each fit alone
+                trial.grief = str(error)
+                return self._tell(trial, Grief(trial.grief))
             self._held_since = self._held_since if self._held else time.monotonic()
             self._held.append(trial)
         self.write()
@@ -227,6 +246,8 @@ class Desk:
             self._tell_next()
         if time.monotonic() >= self._next_write:
             self.write()
+        if time.monotonic() >= self._next_look:
+            self.room, self._next_look = self._look_for_room(), time.monotonic() + _LOOK_EVERY_S
 
     # Values
 
@@ -288,7 +309,7 @@ class Desk:
     def _is_gathering(self) -> bool:
         """Whether more trials are about to begin, whose stages had better come with those that are held."""
         live = sum(trial.is_at_work for trial in self._trials.values())
-        return live < self._expects and time.monotonic() - self._held_since < _GATHER_S
+        return live < self.room.fills and time.monotonic() - self._held_since < _GATHER_S
 
     def _take_events(self) -> None:
         while True:

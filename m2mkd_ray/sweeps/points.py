@@ -147,6 +147,13 @@ def _of_metric(sweep: Sweep, recipe: Recipe) -> Iterator[str]:
 def _of_searcher(sweep: Sweep) -> Iterator[str]:
     if sweep.searcher.kind == "optuna" and find_spec("optuna") is None:
         yield "searcher optuna: Optuna is not installed. Install the extra: pip install 'm2mkd_ray[optuna]'"
+    if sweep.searcher.kind == "tune":
+        from m2mkd_ray.sweeps.asking import searcher_of
+
+        try:
+            searcher_of(sweep.searcher)
+        except (AssertionError, ImportError, TypeError, ValueError) as error:  # each says it in another way
+            yield f"searcher {sweep.searcher.name}: {error}"
     sizes = [len(of.parsed.values or ()) for of in sweep.space.values()]
     if sweep.searcher.kind == "grid" and math.prod(sizes) > sweep.budget.trials:
         yield f"the grid has {math.prod(sizes)} points, but budget.trials is {sweep.budget.trials}: raise it"
@@ -158,6 +165,11 @@ def _of_scheduler(sweep: Sweep, recipe: Recipe) -> Iterator[str]:
         return
     phase, most = phase_of(sweep, recipe), epochs_of(sweep, recipe)
     name = "finetune" if isinstance(sweep.level, Full) else "pairs"
+    if f"{name}.epochs" in sweep.space:
+        yield (
+            f"space.{name}.epochs: scheduler {scheduler.kind} compares trials at the same epoch of trainings that are "
+            f"equally long. Leave it out, or set scheduler to none"
+        )
     if scheduler.grace >= most:
         yield f"scheduler.grace {scheduler.grace:g} leaves nothing to stop: a trial has {most:g} epochs"
     if most > phase.epochs:

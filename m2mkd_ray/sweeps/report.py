@@ -15,7 +15,7 @@ import yaml
 from m2mkd_ray.data.parts import whole
 from m2mkd_ray.evaluation import find_suite
 from m2mkd_ray.execution import Store
-from m2mkd_ray.execution.stage import Stage
+from m2mkd_ray.execution.stage import Stage, in_order
 from m2mkd_ray.recipe import Recipe, read_yaml
 from m2mkd_ray.reporting.sweep import Saving, SweepReport, SweptParameter, TrialRow, TrialSpan
 from m2mkd_ray.reporting.sweep_page import render_sweep
@@ -166,16 +166,27 @@ def savings(results: SweepResults, recipe: Recipe) -> Iterator[Saving]:
             unit="images",
             because="trials behind are stopped",
         )
-    trainings = [stage for stage in results.shared if stage.name.partition("-")[0] in TRAININGS]
-    trials = sum(trial.started is not None for trial in results.trials)
-    if trainings and trials > 1:
+    trainings = [stage for stage in results.shared if _is_training(stage.name)]
+    alone_too = sum(_trainings_of(results.sweep, trial, recipe) for trial in results.trials if trial.started)
+    if trainings and alone_too > len(trainings):
         yield Saving(
             what="trainings of meta model and teacher",
             spent=len(trainings),
-            otherwise=len(trainings) * trials,
+            otherwise=alone_too,
             unit="trainings",
             because="all trials of a seed read the same",
         )
+
+
+def _is_training(name: str) -> bool:
+    """Whether a stage that trials share trains something."""
+    return name.partition("-")[0] in TRAININGS
+
+
+def _trainings_of(sweep: Sweep, trial: TrialRecord, recipe: Recipe) -> int:
+    """How many of them a trial would have run alone."""
+    by_seed = points.recipes(sweep, trial.point, recipe).values()
+    return sum(_is_training(stage.name) for one in by_seed for stage in in_order(points.targets(sweep, one)))
 
 
 def _pairs(results: SweepResults, recipe: Recipe) -> Iterator[_Pair]:

@@ -72,3 +72,17 @@ class RememberingMedian(MedianStoppingRule):
         super().on_trial_add(tune_controller, trial)
         if results := self._memory.of(trial):
             self._results[trial].extend(results)
+
+    def on_trial_result(self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]) -> str:
+        """A value; the last one of a trial that an earlier run ended is told once more, and counts once."""
+        if (known := self._results.get(trial)) and result.get("epoch", 0.0) <= known[-1]["epoch"]:
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]) -> None:
+        """Its last value was told already: Tune's rule would count it twice, but not after a restart."""
+
+    def _on_insufficient_samples(self, tune_controller: "TuneController", trial: Trial, time: float) -> str:
+        """Go on. Tune's rule pauses it while another trial waits, but its stages would train on, and a trial here has
+        no checkpoint to be taken up from."""
+        return str(TrialScheduler.CONTINUE)

@@ -53,6 +53,13 @@ class Domain:
         low, high = self.arguments[:2]
         return (low, high - 1) if self.kind in ("randint", "lograndint") else (low, high)
 
+    def may_be(self, value: Any) -> bool:
+        """Whether it may be drawn. That a continuous range gives just this number is taken to be impossible."""
+        if self.values is not None:
+            return value in self.values
+        low, high = self.ends
+        return self.kind not in ("uniform", "loguniform") and isinstance(value, int | float) and low <= value <= high
+
     @property
     def is_numeric(self) -> bool:
         """Whether its values are numbers in an order."""
@@ -104,7 +111,7 @@ class Parameter(BaseModel, frozen=True, extra="forbid"):
 
     def is_active(self, values: Mapping[str, Any]) -> bool:
         """Whether the other parameters' values let this one have an effect; one left out has no value."""
-        return all(path in values and values[path] in _any_of(wanted) for path, wanted in self.when.items())
+        return all(path in values and values[path] in any_of(wanted) for path, wanted in self.when.items())
 
 
 def parse(text: str) -> Domain:
@@ -199,7 +206,8 @@ def _known() -> str:
     return f"Known: {', '.join(FORMS.values())}."
 
 
-def _any_of(wanted: Any) -> Sequence[Any]:
+def any_of(wanted: Any) -> Sequence[Any]:
+    """Values of which a condition asks for one."""
     return wanted if isinstance(wanted, list | tuple) else [wanted]
 
 

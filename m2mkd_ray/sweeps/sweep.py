@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from m2mkd_ray.errors import UsageError
-from m2mkd_ray.sweeps.space import Parameter, circles
+from m2mkd_ray.sweeps.space import Parameter, any_of, circles
 from m2mkd_ray.yaml_files import read_mapping
 
 MID_TRAINING = ("pbt", "pb2", "pbt_replay", "population")
@@ -64,7 +64,17 @@ class OptunaSearch(BaseModel, frozen=True, extra="forbid"):
     seed: int = Field(0, ge=0)
 
 
-Searcher = Annotated[RandomSearch | GridSearch | OptunaSearch, Field(discriminator="kind")]
+class TuneSearch(BaseModel, frozen=True, extra="forbid"):
+    """Another searcher of Ray Tune's, whose package has to be installed."""
+
+    kind: Literal["tune"] = "tune"
+    name: Literal["ax", "bayesopt", "hebo", "hyperopt", "nevergrad", "optuna", "zoopt"]
+    """As Tune calls it (`ray.tune.search.SEARCH_ALG_IMPORT`). Not bohb: its scheduler pauses trials."""
+    arguments: Mapping[str, Any] = {}
+    """Of its class, by name, such as `{random_state_seed: 3}` for hyperopt."""
+
+
+Searcher = Annotated[RandomSearch | GridSearch | OptunaSearch | TuneSearch, Field(discriminator="kind")]
 
 
 class NoScheduler(BaseModel, frozen=True, extra="forbid"):
@@ -156,14 +166,19 @@ class Sweep(BaseModel, frozen=True, extra="forbid"):
             strange = [other for other in parameter.when if other not in self.space]
             if strange:
                 problems.append(f"space.{path}: `when` names {', '.join(strange)}, which the space does not vary")
+            problems += [
+                f"space.{path}: `when` waits for {other} to be {wanted}, which {self.space[other].domain} never is"
+                for other, wanted in parameter.when.items()
+                if other in self.space and not any(map(self.space[other].parsed.may_be, any_of(wanted)))
+            ]
         if waiting := circles(self.space):
             problems.append(f"the conditions of {', '.join(waiting)} wait for each other")
         ranges = [path for path, parameter in self.space.items() if parameter.parsed.values is None]
         if self.searcher.kind == "grid" and ranges:
             problems.append(f"searcher grid needs lists, but {', '.join(ranges)} is a range: use choice or grid")
         grids = [path for path, parameter in self.space.items() if parameter.parsed.kind == "grid"]
-        if self.searcher.kind == "optuna" and grids:
-            problems.append(f"searcher optuna takes no grid ({', '.join(grids)}): use choice")
+        if self.searcher.kind in ("optuna", "tune") and grids:
+            problems.append(f"searcher {self.searcher.kind} takes no grid ({', '.join(grids)}): use choice")
         steps = [path for path, parameter in self.space.items() if parameter.parsed.kind == "qloguniform"]
         if self.searcher.kind == "optuna" and steps:
             problems.append(f"searcher optuna draws no qloguniform ({', '.join(steps)}): use lograndint or choice")

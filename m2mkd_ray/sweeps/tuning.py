@@ -31,7 +31,7 @@ from m2mkd_ray.sweeps.sweep import Sweep
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
 
-    from m2mkd_ray.sweeps.desk import Desk
+    from m2mkd_ray.sweeps.desk import Desk, Room
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ FOLDER = "tune"
 """Tune's, in the sweep's."""
 _MOST_TRIALS = 128
 """At the same time: each has a process, though an idle one."""
-_RETRIES = 3
-"""How often Tune starts a trial's actor again. What trains has the executor's own retries."""
+_RETRIES = 10
+"""How often Tune starts a trial's actor again whose node was lost without notice (a drained one does not count). What
+trains has the executor's own retries."""
 
 
 def run(
@@ -81,12 +82,18 @@ def run(
     tried = drawn(sweep)
     stages = _stages(sweep, base, (tried or points.corners(sweep.space))[:1])
     _check_cluster(stages, launcher)
-    seats = max_concurrent(stages, launcher.nodes())
     # A searcher that looks at values had better propose a point when its seat is there.
     waiting = 0 if tried is None else of_a_worker(stages)
     number = sweep.budget.trials if tried is None else len(tried)
+
+    def room() -> "Room":
+        from m2mkd_ray.sweeps.desk import Room
+
+        seats = max(max_concurrent(stages, nodes) for nodes in (launcher.nodes(), launcher.most_nodes()))
+        return Room(min(seats, number), min(seats + waiting, number))
+
     return _run(
-        sweep, base, store, launcher, known, tried, min(seats + waiting, number), expects=min(seats, number),
+        sweep, base, store, launcher, known, tried, room=room,
         on_event=on_event, on_change=on_change, stall_timeout_s=stall_timeout_s, wait_timeout_s=wait_timeout_s,
     )  # fmt: skip
 
@@ -98,9 +105,6 @@ def _run(
     launcher: Launcher,
     known: SweepResults,
     tried: Sequence[Point] | None,
-    concurrent: int,
-    *,
-    expects: int,
     **options: Any,
 ) -> SweepResults:
     from m2mkd_ray.sweeps.bell import close_desk, open_desk
@@ -116,7 +120,6 @@ def _run(
             launcher,
             known=known,
             tried=tried,
-            expects=expects,
             interrupted=interrupted,
             **options,
         )
@@ -124,7 +127,7 @@ def _run(
         try:
             with desk:
                 desk.prepare(shared(sweep, base, tried))
-                _tuner(sweep, base, store, tried, concurrent).fit()
+                _tuner(sweep, base, store, tried).fit()
                 desk.finish()
         except Interrupted as interrupt:
             raise KeyboardInterrupt from interrupt
@@ -183,12 +186,17 @@ def shared(sweep: Sweep, base: Recipe, tried: Sequence[Point] | None) -> list[St
 def max_concurrent(stages: Sequence[Stage], nodes: Sequence[Node]) -> int:
     """How many trials fill the cluster: as many as their stages have seats.
 
+    Stages of several seeds are no mates and take turns on few workers: then so many as fill a cohort of each.
+
     Args:
         stages: those of one trial that are its own.
     """
+    kinds = Counter(_kind(stage) for stage in stages)
+    of_resources = Counter(resources for resources, _, _ in kinds)
     fits = [
-        math.ceil(cohort * _workers(resources, nodes) / number)
-        for (resources, cohort), number in _alike(stages).items()
+        math.ceil(cohort * max(workers / of_resources[resources], min(workers, 1)) / number)
+        for (resources, cohort, _), number in kinds.items()
+        for workers in (_workers(resources, nodes),)
     ]
     return max(1, min([*fits, _MOST_TRIALS]))
 
@@ -202,12 +210,14 @@ def of_a_worker(stages: Sequence[Stage]) -> int:
     Args:
         stages: those of one trial that are its own.
     """
-    return max((math.ceil(cohort / number) for (_, cohort), number in _alike(stages).items()), default=0)
+    kinds = Counter(_kind(stage) for stage in stages)
+    return max((math.ceil(cohort / number) for (_, cohort, _), number in kinds.items()), default=0)
 
 
-def _alike(stages: Sequence[Stage]) -> Counter[tuple[Resources, int]]:
-    """How many stages there are of those that ask for the same worker, by its resources and its seats."""
-    return Counter((stage.resources, stage.cohort if stage.together and stage.mates else 1) for stage in stages)
+def _kind(stage: Stage) -> tuple[Resources, int, str]:
+    """Equal for stages that may be in one worker: what it holds, its seats, and who are mates."""
+    has_mates = stage.together is not None and stage.mates
+    return (stage.resources, stage.cohort, stage.mates) if has_mates else (stage.resources, 1, "")
 
 
 def _workers(resources: Resources, nodes: Sequence[Node]) -> int:
@@ -253,9 +263,10 @@ def _known(sweep: Sweep, store: Store) -> SweepResults:
     return SweepResults(sweep=sweep, created=now, updated=now, versions=named)
 
 
-def _tuner(sweep: Sweep, base: Recipe, store: Store, tried: Sequence[Point] | None, concurrent: int) -> "Tuner":
+def _tuner(sweep: Sweep, base: Recipe, store: Store, tried: Sequence[Point] | None) -> "Tuner":
     from ray import tune
 
+    from m2mkd_ray.sweeps.asking import search_of
     from m2mkd_ray.sweeps.bell import Bell, Ending
     from m2mkd_ray.sweeps.desk import name_of
     from m2mkd_ray.sweeps.rungs import scheduler_of
@@ -281,10 +292,9 @@ def _tuner(sweep: Sweep, base: Recipe, store: Store, tried: Sequence[Point] | No
         tune_config=tune.TuneConfig(
             metric=sweep.measured,
             mode=sweep.mode,
-            search_alg=_searcher(sweep) if tried is None else None,
+            search_alg=search_of(sweep, in_order=tried is not None),
             scheduler=scheduler_of(sweep, points.epochs_of(sweep, base)),
             num_samples=sweep.budget.trials if tried is None else 1,
-            max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_dirname_creator=_folder_of,
         ),
@@ -304,12 +314,6 @@ def _tuner(sweep: Sweep, base: Recipe, store: Store, tried: Sequence[Point] | No
 def _folder_of(trial: Any) -> str:
     """Tune's own name would have all settings in it."""
     return f"trial-{trial.trial_id}"
-
-
-def _searcher(sweep: Sweep) -> Any:
-    from ray.tune.search.optuna import OptunaSearch
-
-    return OptunaSearch(seed=getattr(sweep.searcher, "seed", None))
 
 
 def _tune_folder(sweep: Sweep, store: Store) -> str:

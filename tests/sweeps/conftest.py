@@ -92,7 +92,7 @@ def results(sweep: Sweep) -> SweepResults:
     shared = tuple(
         StageRecord(name=name, address=f"{name}-{seed:012d}", seed=seed, state="complete", epochs=6.0)
         for seed in sweep.seeds
-        for name in ("data", "meta", "teacher")
+        for name in ("data", "meta", *(f"incubate-{index}" for index in range(4)), "assemble-teacher", "teacher")
     )
     return SweepResults(
         sweep=sweep, state="complete", created=BEGAN, updated=BEGAN + 3000, trials=tuple(trials), shared=shared

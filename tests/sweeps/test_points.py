@@ -197,6 +197,16 @@ def test_a_trial_has_the_epochs_of_its_training_or_its_schedulers() -> None:
     assert epochs_of(of_demo(level={"kind": "full"}), base(of_demo())) == 3
 
 
+@pytest.mark.parametrize("level", ["stage", "full"])
+def test_trials_of_other_lengths_are_not_compared_by_epoch(level: str) -> None:
+    phase = "finetune" if level == "full" else "pairs"
+    space = {f"{phase}.epochs": "choice([4, 12])"}
+    asha = {"kind": "asha", "grace": 2, "reduction": 2}
+    (problem,) = found(level={"kind": level}, space=space, scheduler=asha)
+    assert f"space.{phase}.epochs: scheduler asha compares trials at the same epoch" in problem
+    assert found(level={"kind": level}, space=space) == []
+
+
 def test_quick_is_checked_in_seconds() -> None:
     import time
 

@@ -9,7 +9,7 @@ from m2mkd_ray.execution import Gathering, Stage, View
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.placement import Occupied, Seat
 from m2mkd_ray.sweeps.draw import drawn
-from m2mkd_ray.sweeps.points import base
+from m2mkd_ray.sweeps.points import base, recipes, targets
 from m2mkd_ray.sweeps.tuning import max_concurrent, of_a_worker, shared
 from m2mkd_ray.sweeps.watched import ranks_held
 
@@ -40,6 +40,26 @@ def test_a_cohort_with_room_goes_when_there_is_room_for_its_worker(pairs: list[S
     busy = [Occupied(Seat(tuple(first), first[0].resources), "a", 1.0)]
     assert placer.seats(late, View(nodes, busy)) == []
     assert [len(seat.stages) for seat in placer.seats(late, View(nodes))] == [2]
+
+
+def test_where_nodes_may_come_a_cohort_is_asked_for_that_no_worker_could_take(pairs: list[Stage]) -> None:
+    """Only a head without cores: nothing is at work that could become free, so the demand has to be seen."""
+    head, placer = View([Node("head", {"CPU": 0.0}, id="h")]), Gathering(asks=True)
+    assert Gathering().seats(pairs[:3], head) == []
+    (seat,) = placer.seats(pairs[:3], head)
+    asked_for = [Occupied(seat, None, 0.0)]
+    assert placer.seats(pairs[3:5], View(head.nodes, asked_for)) == [], "its worker will have room for them"
+
+
+@pytest.mark.parametrize(("cpus", "expected"), [(1, 8), (2, 8), (4, 16)])
+def test_seeds_take_turns_on_few_workers(cpus: int, expected: int, tiny: Path) -> None:
+    """Stages of two seeds are no mates: a full cohort of each, one after the other or side by side."""
+    sweep = small_sweep(tiny, seeds=[0, 1])
+    point = (drawn(sweep) or ())[0]
+    stages = [stage for one in recipes(sweep, point).values() for stage in targets(sweep, one)]
+    assert len({stage.mates for stage in stages}) == 2
+    assert max_concurrent(stages, [Node("node", {"CPU": cpus})]) == expected
+    assert of_a_worker(stages) == 8
 
 
 def test_a_cohort_that_is_full_waits_for_nobody(pairs: list[Stage]) -> None:

@@ -113,6 +113,23 @@ def test_conditions_that_wait_for_each_other_are_found() -> None:
     assert circles(space) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("domain", "value", "expected"),
+    [
+        ("choice([numel, batchmean])", "batchmean", True),
+        ("choice([numel, batchmean])", "mean", False),
+        ("grid([4, 6])", 5, False),
+        ("randint(1, 5)", 4, True),
+        ("randint(1, 5)", 5, False),
+        ("randint(1, 5)", "4", False),
+        ("quniform(0, 1, 0.5)", 0.5, True),
+        ("uniform(0, 1)", 0.5, False),
+    ],
+)
+def test_a_domain_knows_what_it_may_give(domain: str, value: object, expected: bool) -> None:
+    assert Parameter(domain=domain).parsed.may_be(value) == expected
+
+
 def test_a_parameter_without_condition_is_written_as_its_domain_alone() -> None:
     assert Parameter.model_validate("uniform(0, 1)").model_dump() == "uniform(0, 1)"
     with_condition = SPACE["t"].model_dump()

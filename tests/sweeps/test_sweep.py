@@ -34,6 +34,10 @@ def test_a_file_needs_only_what_has_no_default(tmp_path: Path) -> None:
         ({"space": {}}, "space is empty"),
         ({"space": {"a": "unifrm(0, 1)"}}, "space.a.domain: there is no domain 'unifrm'"),
         ({"space": {"a": {"domain": "uniform(0, 1)", "when": {"b": 1}}}}, "`when` names b, which the space does not"),
+        (
+            {"space": {"a": {"domain": "uniform(0, 1)", "when": {"b": 5}}, "b": "choice([4, 6])"}},
+            "space.a: `when` waits for b to be 5, which choice([4, 6]) never is",
+        ),
         ({"searcher": "grid"}, "pairs.distill.alpha is a range: use choice or grid"),
         ({"searcher": "optuna", "space": {"a": "grid([1, 2])"}}, "optuna takes no grid"),
         ({"searcher": "optuna", "space": {"a": "qloguniform(2, 64, 2)"}}, "optuna draws no qloguniform (a)"),

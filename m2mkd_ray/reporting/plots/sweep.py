@@ -149,7 +149,8 @@ def _response(axes: Axes, theme: Theme, report: SweepReport, parameter: SweptPar
             x, report.shown(trial.value), "o", markersize=7, markerfacecolor=colour if is_complete else theme.paper,
             markeredgecolor=colour, markeredgewidth=1.4, zorder=4 if trial is report.best else 3,
         )  # fmt: skip
-    complete = [(x, report.shown(t.value)) for x, t in zip(places, trials) if t.state == "complete" and t.value]
+    ended = [(x, trial.value) for x, trial in zip(places, trials) if trial.state == "complete"]
+    complete = [(x, report.shown(value)) for x, value in ended if value is not None]
     _trend(axes, theme, parameter, complete)
     if parameter.is_numeric:
         if parameter.is_log:
