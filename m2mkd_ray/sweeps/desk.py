@@ -8,7 +8,8 @@ events through a queue, and acts only in Tune's own thread, between Tune's steps
 What Tune decides depends on the order in which it hears of values: the first at a rung
 always goes on. So values are told one at a time, by epoch and then by trial, and one of
 a cohort's member not before its mates have come as far; they train in step, so this
-takes no time. Who then runs how fast decides nothing.
+takes no time. Within a worker, who runs how fast decides nothing; of several workers
+the faster one is heard first.
 
 Turned down: Tune's trials as the workers (no cohorts, and every process would load its
 own teacher), and values through the trials' own polling of the store (nobody would

@@ -1,15 +1,18 @@
-"""Sweeps of other kinds on a local Ray: whole students, used-up budgets, more trials than seats, Optuna's points."""
+"""Sweeps of other kinds on a local Ray: whole students, all pairs, budgets, a worker that is killed, Optuna."""
 
+import os
+import signal
 import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean, median
 
 import pytest
 from ray.util import placement_group_table
 from small_sweeps import bits, lent, of_point, small_sweep
 
-from m2mkd_ray.execution import Event, LocalLauncher, StageStarted, Store, execute
+from m2mkd_ray.execution import Event, LocalLauncher, StageProgress, StageStarted, Store, execute
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.sweeps import tuning
 from m2mkd_ray.sweeps.draw import drawn
@@ -157,3 +160,89 @@ def test_optunas_points_are_those_that_it_proposes_by_itself(
         proposed = study.ask({f"point/{path}": domain for path, domain in domains.items()})
         assert {path: proposed.params[f"point/{path}"] for path in domains} == pytest.approx(dict(trial.point))
         study.tell(proposed, trial.value)
+
+
+def stopped_by_the_median(
+    histories: Sequence[dict[float, float]], *, grace: float, min_trials: int
+) -> dict[int, float]:
+    """Which trials the median rule stops, by number, and where: Golovin et al. 2017, 3.2.2, told in the desk's order.
+
+    A trial stops whose best value so far is below the median of the running averages of those that have come as far.
+    """
+    stopped, told = dict[int, float](), {number: list[tuple[float, float]]() for number in range(len(histories))}
+    for epoch in sorted({epoch for values in histories for epoch in values}):
+        for number, values in enumerate(histories):
+            if epoch not in values or number in stopped:
+                continue
+            told[number].append((epoch, values[epoch]))
+            averages = [
+                mean(value for at, value in others if grace <= at <= epoch)
+                for other, others in told.items()
+                if other != number and others and others[-1][0] >= epoch
+            ]
+            best = max(value for _, value in told[number])
+            if epoch >= grace and len(averages) >= min_trials and best < median(averages):
+                stopped[number] = epoch
+    return stopped
+
+
+def test_hybrids_of_all_pairs_and_seeds_are_one_value_that_the_median_rule_judges(
+    tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    """Two pairs, two seeds: a cohort of each seed, side by side on two workers of one core."""
+    sweep = small_sweep(
+        tiny, level={"kind": "stage", "over": "mean"}, seeds=[0, 1], budget={"trials": 4}, cohort=8,
+        scheduler={"kind": "median", "grace": 1, "min_trials": 2},
+    )  # fmt: skip
+    store = lent_all(frozen, tmp_path / "store")
+    found = tuning.run(sweep, store, launcher)
+
+    assert [dict(trial.point) for trial in found.trials] == drawn(sweep)
+    histories = []
+    for trial in found.trials:
+        by_epoch: dict[float, list[float]] = {}
+        for stage in trial.stages:
+            for epoch, value in stage.history:
+                by_epoch.setdefault(epoch, []).append(value)
+        assert sorted((stage.name, stage.seed) for stage in trial.stages) == [
+            (name, seed) for name in ("pair-0", "pair-1") for seed in (0, 1)
+        ]
+        histories.append({epoch: mean(values) for epoch, values in by_epoch.items() if len(values) == 4})
+        assert dict(trial.history) == {epoch: pytest.approx(histories[-1][epoch]) for epoch, _ in trial.history}
+    stopped = stopped_by_the_median(histories, grace=1, min_trials=2)
+    assert {number: t.epochs for number, t in enumerate(found.trials) if t.state == "stopped"} == stopped
+    assert stopped, "the rule stops one of these four"
+
+
+def test_a_killed_worker_takes_back_its_own_trials_to_their_checkpoints_and_no_others(
+    tiny: Path, frozen: Store, launcher: RayLauncher, tmp_path: Path
+) -> None:
+    """Two workers with a trial each; one is killed when it has kept a checkpoint."""
+    sweep = small_sweep(
+        tiny, settings={"pairs.epochs": 24, "pairs.validate_every_epochs": 8}, scheduler="none",
+        budget={"trials": 2}, cohort=1,
+    )  # fmt: skip
+    store, events, victim = lent_all(frozen, tmp_path / "store"), list[Event](), list[int]()
+
+    def kill(event: Event) -> None:
+        events.append(event)
+        if not victim and isinstance(event, StageProgress) and event.progress.landmarks:
+            victim.append(event.progress.pid)
+            os.kill(event.progress.pid, signal.SIGKILL)
+
+    found = tuning.run(sweep, store, launcher, on_event=kill)
+
+    assert [trial.state for trial in found.trials] == ["complete"] * 2
+    started: dict[str, list[StageStarted]] = {}
+    for event in events:
+        if isinstance(event, StageStarted):
+            started.setdefault(event.stage.address, []).append(event)
+    killed, other = sorted(started.values(), key=lambda attempts: attempts[0].where["pid"] not in victim)
+    assert [attempt.from_step for attempt in other] == [None]
+    first, again = killed
+    assert first.from_step is None
+    assert again.from_step is not None
+    assert again.from_step > 0
+    alone = lent_all(frozen, tmp_path / "alone")
+    execute([again.stage], alone, LocalLauncher()).raise_for_failures()
+    assert bits(alone, again.stage.address) == bits(store, again.stage.address)
