@@ -17,10 +17,12 @@ HELD, MISSED = "#1664b0", "#c25a00"
 BOUNDS: tuple[tuple[str, str, str, float, bool], ...] = (
     # file, field, words, bound, whether less is better
     ("scheduling", "fake_512_64_ratio", "512 stages on 64 fake nodes: makespan / bound", 1.05, True),
+    ("scheduling_mixed", "fake_512_64_mixed_ratio", "the same, nodes of mixed speeds", 1.05, True),
     ("scaling", "speed_up_2", "real pairs, 2 workers: speed-up", 1.9, False),
     ("cohorts", "pairs_ratio", "cohort of 4 pairs: CPU time / apart", 0.85, True),
     ("cohorts", "compute_ratio", "cohort of 8 trials, computing: CPU time / apart", 0.62, True),
     ("cohorts", "loader_ratio", "cohort of 8 trials, loading: CPU time / apart", 0.20, True),
+    ("cohorts_tiny_imagenet", "tiny_imagenet_ratio", "the same, Tiny-ImageNet's JPEGs", 0.20, True),
     ("sweep_cost", "ratio", "sweep of 8 trials: CPU time / separate trials", 0.62, True),
     ("decodes", "decodes_per_image_with_feed_4", "decodes an image, 4 readers of a node", 1.0, True),
     ("step", "fp32_ratio", "step, same work: plain / ours, median over shapes", 1.5, False),
