@@ -55,8 +55,8 @@ TINY = (
 )
 TINY_IMAGENET = (
     # Images of 64 x 64 are read ten times as fast, so models are as much smaller, that reading is nearly all again.
-    "blueprint.teacher={name: vit_tiny_patch16_224, img_size: 64, num_classes: 200, patch_size: 32, width: 32, depth: 4,"
-    " num_heads: 2}",
+    "blueprint.teacher={name: vit_tiny_patch16_224, img_size: 64, num_classes: 200, patch_size: 32, width: 32,"
+    " depth: 4, num_heads: 2}",
     "blueprint.teacher_depths=[1, 1, 1, 1]",
     "blueprint.student.vit={name: vit_tiny_patch16_224, img_size: 64, num_classes: 200, patch_size: 32, width: 24,"
     " depth: 4, num_heads: 2}",

@@ -1,5 +1,6 @@
 """A plan can be held against a cluster's file, and every recipe that ships fits one of them."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,12 +8,16 @@ import pytest
 from cluster_files import CLUSTER, KUBERAY, RAY_UP, load, of
 
 from m2mkd_ray.commands.clusters import nodes_of_file
+from m2mkd_ray.commands.grouping import in_groups
 from m2mkd_ray.commands.kuberay import quantity
+from m2mkd_ray.commands.seats import expect
 from m2mkd_ray.errors import UsageError
+from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.planning.devices import gpu_memory_gb, is_spot
 from m2mkd_ray.pipeline import plan
 from m2mkd_ray.preflight import capacity_problems
 from m2mkd_ray.recipes import RECIPES
+from m2mkd_ray.submission import JobFile, find_job, read_job, shipped_jobs
 
 ONPREM = CLUSTER / "onprem" / "nodes.yaml"
 PLANNED = [*(file for file in RAY_UP if file.stem != "onprem"), *KUBERAY, ONPREM]
@@ -46,6 +51,35 @@ def test_the_demo_fits_the_cluster_of_one_machine() -> None:
     nodes = nodes_of_file(CLUSTER / "local-autoscaling.yaml")
     assert capacity_problems(plan(RECIPES["demo"]()), nodes) == []
     assert capacity_problems(plan(RECIPES["vmoe_base"]()), nodes) != []
+
+
+def holds(node: Node, job: JobFile) -> bool:
+    """Whether a job's driver may start on a node: Ray's `!value` is any other, or none."""
+    wanted = {"CPU": job.entrypoint_num_cpus, "GPU": job.entrypoint_num_gpus, "memory": job.entrypoint_memory}
+    labels = {"m2mkd.spot": str(is_spot(node)).lower(), **node.labels}
+    return all(node.resources.get(name, 0.0) >= (amount or 0) for name, amount in wanted.items()) and all(
+        labels.get(name, "") != value[1:] if value.startswith("!") else labels.get(name) == value
+        for name, value in (job.entrypoint_label_selector or {}).items()
+    )
+
+
+@pytest.mark.parametrize("name", shipped_jobs())
+def test_every_jobs_driver_fits_every_cluster(name: str) -> None:
+    """On the cluster of one machine, whose nodes have no memory to ask for, at least what needs no GPU of its own."""
+    job = read_job(find_job(name))
+    files = PLANNED if name in ("demo", "sweep-quick") else [file for file in PLANNED if file in REAL]
+    assert [of(file) for file in files if not any(holds(node, job) for node in nodes_of_file(file))] == []
+
+
+@pytest.mark.parametrize("file", sorted((CLUSTER / "kuberay").glob("rayjob*.yaml")), ids=of)
+def test_a_rayjobs_deadline_is_far_beyond_its_plan(file: Path) -> None:
+    spec = load(file)["spec"]
+    words = shlex.split(spec["entrypoint"])
+    nodes = nodes_of_file(file)
+    recipe = in_groups(RECIPES[words[words.index("run") + 1]](), nodes)
+    expected, _ = expect(recipe, plan(recipe), nodes, "auto")
+    assert expected.makespan_s > 48 * 3600  # it was reckoned with ImageNet's images, whether they are here or not
+    assert 2 * expected.makespan_s < spec["activeDeadlineSeconds"]
 
 
 def test_memory_of_gpus_comes_from_the_label_where_ray_knows_only_the_type() -> None:

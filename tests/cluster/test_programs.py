@@ -107,11 +107,12 @@ def slurm(tmp_path: Path) -> Path:
     """A folder with Slurm, Ray and m2mkd in it, each writing to `calls` what it was asked."""
     # One write a line, so that those of several programs do not mix.
     say = f'printf "%s\n" "$(basename "$0") $*" >> {tmp_path}/calls'
-    shim(tmp_path, "scontrol", "echo node0")
+    shim(tmp_path, "scontrol", f"[[ $1 == show ]] && echo node0 || {say}")
     shim(tmp_path, "hostname", "echo 10.1.1.1 fe80::1")
     # Drops its own options and runs the command here, as the step would on its node.
     shim(tmp_path, "srun", f'{say}\nwhile [[ $1 == --* ]]; do shift; done\nSLURM_CPUS_ON_NODE=16 exec "$@"')
     shim(tmp_path, "ray", f"""{say}
+[[ $1 != get-auth-token ]] || exec {Path(sys.executable).parent}/ray "$@"
 [[ $1 == start ]] || exit 0
 trap 'echo ended >> {tmp_path}/calls; exit 0' TERM
 while true; do sleep 0.05; done""")  # fmt: skip
@@ -160,24 +161,35 @@ def test_slurm_starts_all_groups_and_ends_with_the_run(code: int, slurm: Path) -
     starts = [ray_arguments("start", "start", line.split()[2:]) for line in called if line.startswith("ray start")]
     assert {start["labels"].split(",")[0].split("=")[1] for start in starts} == {"head", "cpu", "incubate", "finetune"}
     (head,) = (start for start in starts if start["head"])
-    assert (head["num_cpus"], head["num_gpus"], head["port"]) == (0, 0, 24567)
-    assert {start["address"] for start in starts if not start["head"]} == {"10.1.1.1:24567"}
+    assert (head["num_cpus"], head["num_gpus"], head["port"]) == (0, 0, 21567)
+    ports = [head[f"{name}_port"] for name in ("dashboard", "dashboard_agent_listen", "ray_client_server")]
+    assert len({head["port"], *map(int, ports)}) == 4
+    assert {start["address"] for start in starts if not start["head"]} == {"10.1.1.1:21567"}
     assert {start["num_cpus"] for start in starts if not start["head"]} == {16}
     assert all(start["block"] and start["temp_dir"] == "/tmp/ray-1234567" for start in starts)
     (driver,) = (line for line in called if line.startswith("m2mkd"))
-    assert driver.strip() == "m2mkd run demo --set seed=1 --address 10.1.1.1:24567 --store /shared/runs"
+    assert driver.strip() == "m2mkd run demo --set seed=1 --address 10.1.1.1:21567 --store /shared/runs"
     assert called.count("ended") == 4
     assert not any(line.startswith("ray stop") for line in called)  # it would end the Ray of others
+    token = slurm / ".ray" / "auth_token"  # made by Ray's own command
+    assert len(token.read_text()) == 64
+    assert token.stat().st_mode & 0o077 == 0
 
 
-def test_slurm_lets_the_driver_checkpoint_before_it_ends_the_nodes(slurm: Path) -> None:
+@pytest.mark.parametrize(("reason", "is_requeued"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
+def test_slurm_lets_the_driver_checkpoint_before_it_ends_the_nodes(
+    reason: signal.Signals, is_requeued: bool, slurm: Path
+) -> None:
+    """Preempted, for which Slurm requeues a job by itself, and out of time, for which it does not."""
     job = sbatch(slurm, "demo")
     wait_for_driver(slurm)
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(reason)
     _, log = job.communicate(timeout=30)
     assert job.returncode == 143, log
     ends = [line for line in lines(slurm) if "ended" in line]
     assert ends == ["driver ended", *["ended"] * 4]
+    assert ("scontrol requeue 1234567" in lines(slurm)) == is_requeued
+    assert "--signal=B:USR1@120" in (CLUSTER / "slurm" / "m2mkd.sbatch").read_text(encoding="utf-8")
 
 
 def test_slurm_wants_a_recipe(slurm: Path) -> None:
@@ -217,6 +229,9 @@ def test_deepspeed_has_the_ops_that_are_compiled_into_the_image() -> None:
     }
     assert built
     assert built <= known
+    # Without it the builder sees no GPU, and builds for CPUs what then is not used.
+    text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r"DS_ACCELERATOR=cuda DS_BUILD_OPS=0( DS_BUILD_\w+=1)+", text)
 
 
 def test_packages_for_the_clouds_are_pinned_and_do_not_move_the_tested_set() -> None:

@@ -175,6 +175,25 @@ def test_the_shared_storage_is_mounted_on_the_machine_and_in_its_container(file:
     assert "--volume /mnt/m2mkd:/mnt/m2mkd" in config["docker"]["run_options"]
 
 
+@of_clouds
+def test_what_the_containers_user_writes_to_is_its_own(file: Path) -> None:
+    """A new file system belongs to root."""
+    commands = load(file)["initialization_commands"]
+    (mount,) = (place for place, command in enumerate(commands) if "mountpoint -q" in command)
+    (own,) = (place for place, command in enumerate(commands) if "install -d -o 1000 -g 1000" in command)
+    assert mount < own
+    assert {"/mnt/m2mkd/runs", "/mnt/m2mkd/data", "/tmp/ray"} <= set(commands[own].split())
+    assert "--uid 1000" in (CLUSTER / "Dockerfile").read_text()
+    assert "--volume /tmp/ray:/tmp/ray" in load(file)["docker"]["run_options"]
+
+
+def test_no_image_of_aws_is_one_that_ray_chooses() -> None:
+    """What `latest_dlami` stands for in Ray 2.60 has a driver that is too old for CUDA 13."""
+    for file in CLUSTER.glob("aws*.yaml"):
+        kinds = load(file)["available_node_types"].values()
+        assert {kind["node_config"]["ImageId"] for kind in kinds} == {"ami-0123456789abcdef0"}
+
+
 PLACEHOLDER = re.compile(
     r"123456789012|your-|yourregistry|yourfiles|0123456789abcdef0|00000000-0000|registry\.example|192\.168\.10|10\.0\.0\.2|ami-"
 )
