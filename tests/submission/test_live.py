@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,9 +34,10 @@ SETTINGS = (
     "placement.pairs.log_every_steps=5",
     "baselines=[]",
     "suites=[fashion-small]",
+    "placement.finetune={engine: deepspeed, num_workers: 2}",
 )
-"""Of tiny.yaml: pairs that train for some seconds, to be stopped in the middle, and as little else as can be. The
-driver holds one of the head's three cores."""
+"""Of tiny.yaml: pairs that train for some seconds, to be stopped in the middle, ranks of a fine-tuning, and as little
+else as can be. The driver holds one of the head's three cores."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,13 @@ def status_of(head: Head, token: str | None) -> int | None:
         return None
 
 
+def told(head: Head, path: str) -> Any:
+    """What the dashboard's own pages ask for."""
+    request = urllib.request.Request(f"{head.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
 def test_without_a_token_nothing_is_said_and_with_a_wrong_one_neither(head: Head) -> None:
     assert [status_of(head, token) for token in (None, "b" * 64, TOKEN)] == [401, 403, 200]
     ended = head.m2mkd("jobs", token=None)
@@ -193,6 +202,13 @@ def test_a_job_is_submitted_stopped_and_gone_on_with_to_the_report(head: Head, t
         outcomes = [attempt["outcome"] for attempt in Store(str(root)).manifest(address)["attempts"]]
         assert len(outcomes) == 2
         assert outcomes[-1] == "COMPLETE"
+
+    # the dashboard's page of jobs and its Train tab know the run and the ranks of its fine-tuning
+    jobs = {one["submission_id"]: one["status"] for one in told(head, "/api/jobs/")}
+    assert jobs == {first: "STOPPED", f"{first}-2": "SUCCEEDED"}
+    (tuned,) = told(head, "/api/train/v2/runs/v1")["train_runs"]
+    assert (tuned["status"], tuned["job_details"]["submission_id"]) == ("FINISHED", f"{first}-2")
+    assert len(tuned["attempts"][-1]["workers"]) == 2
 
     # nothing is left to do: m2mkd submit gives the report at once
     whole = head.m2mkd("submit", *words, "--watch")
