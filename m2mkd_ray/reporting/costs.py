@@ -13,6 +13,9 @@ from m2mkd_ray.reporting.report import Span
 
 UNNAMED = "no group"
 """Of nodes that have no label."""
+SPOT_PRICE = (1 / 3, 1 / 2)
+"""Of a spot machine, as a share of the same on demand: the order of magnitude. Prices themselves are nowhere here, as
+they differ by region and hour."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,12 @@ def cost_line(found: Sequence[Cost]) -> str:
     of_groups = ", ".join(f"{cost.group} {_hours(held)}" for cost, held, _ in hours if held)
     steps, attempts = sum(cost.lost_steps for cost in found), sum(cost.lost_attempts for cost in found)
     lost = f"{steps:,} step{'s' if steps != 1 else ''} in {attempts} attempt{'s' if attempts != 1 else ''}"
+    saved = ""
+    if on_spot:
+        most, least = (_hours(on_spot * (1 - price)) for price in SPOT_PRICE)
+        saved = f", which at a third to a half of the price saved what {least} to {most} cost on demand"
     return (
-        f"{_hours(total)} {unit}-hours ({of_groups or 'none'}), {_hours(on_spot)} of them on spot; "
+        f"{_hours(total)} {unit}-hours ({of_groups or 'none'}), {_hours(on_spot)} of them on spot{saved}; "
         f"work that was lost: {lost}."
     )
 
