@@ -6,9 +6,9 @@ module and the student module of the same index are a pair.
 """
 
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 
 class Vit(BaseModel, frozen=True, extra="forbid"):
@@ -148,6 +148,7 @@ class Student(BaseModel, frozen=True, extra="forbid"):
     vit: Vit | None = None
     """What a V-MoE is made of."""
     moe: Moe = Moe()
+    """Its mixtures. Left out of a NAC's dumps, which has none."""
     nac: Nac | None = Field(None, exclude_if=lambda nac: nac is None)
     """A NAC's sizes. Left out of dumps while None, so that keys of other students stay as they were before it."""
 
@@ -157,7 +158,14 @@ class Student(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"`nac` is needed by family=nac, and only by it; family is {self.family}")
         if (self.nac is None) != (self.vit is not None):
             raise ValueError("`vit` is needed by every family but nac, and not by that one")
+        if self.nac is not None and self.moe != Moe():
+            raise ValueError("`moe` changes nothing for family=nac, which has no mixtures; leave it out")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_mixtures_of_a_circuit(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = dump(self)
+        return dumped if self.nac is None else {name: value for name, value in dumped.items() if name != "moe"}
 
     @property
     def sizes(self) -> Vit | Nac:

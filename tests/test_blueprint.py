@@ -82,6 +82,7 @@ def test_a_circuit_has_the_teachers_images_and_classes() -> None:
         ({"family": "vmoe", "nac": NAC}, "`nac` is needed by family=nac, and only by it; family is vmoe"),
         ({"family": "nac", "nac": NAC, "vit": TEACHER}, "`vit` is needed by every family but nac"),
         ({"family": "vmoe"}, "`vit` is needed by every family but nac"),
+        ({"family": "nac", "nac": NAC, "moe": {"top_k": 1}}, "`moe` changes nothing for family=nac, .* leave it out"),
     ],
 )
 def test_a_student_has_the_sizes_of_its_family_alone(sizes: dict[str, object], message: str) -> None:
@@ -104,3 +105,10 @@ def test_sizes_of_a_circuit_that_do_not_fit_are_refused(sizes: dict[str, object]
 
 def test_other_students_are_dumped_as_before_there_were_circuits() -> None:
     assert set(STUDENT.model_dump()) == {"family", "vit", "moe"}
+
+
+def test_a_circuit_is_dumped_without_mixtures_and_read_with_them() -> None:
+    circuit = Student(family="nac", nac=NAC)
+    assert set(circuit.model_dump()) == {"family", "vit", "nac"}
+    assert Student.model_validate_json(circuit.model_dump_json()) == circuit
+    assert Student.model_validate({"family": "nac", "nac": NAC, "moe": {"num_experts": 8}}) == circuit

@@ -312,6 +312,12 @@ MISTAKES = (
         2,
     ),
     Mistake(
+        "mixtures that a circuit does not have",
+        "run nac_tiny --set blueprint.student.moe.num_experts=4",
+        "`moe` changes nothing for family=nac, which has no mixtures; leave it out",
+        2,
+    ),
+    Mistake(
         "stitches that a circuit cannot keep",
         "run nac_tiny --set keep_stitches=true",
         "Cannot build the student: A NAC cannot keep its stitches",
