@@ -21,6 +21,7 @@ from m2mkd_ray.data.shards import sha256
 from m2mkd_ray.errors import DataError, UsageError
 from m2mkd_ray.evaluation import Suite, find_suite
 from m2mkd_ray.execution.stage import Spread, Stage
+from m2mkd_ray.models import FAMILIES
 from m2mkd_ray.models.compute import hybrid_flops, pair_flops
 from m2mkd_ray.recipe import Pairs, Phase, Recipe
 from m2mkd_ray.stages import assemble, data, evaluate, export, finetune, incubate, logits, report, split, vit
@@ -102,7 +103,7 @@ def incubation(
     distill = phase.distill if isinstance(phase, Pairs) else DistillConfig(alpha=0)
     has_teacher = distill.alpha > 0
     config = incubate.IncubateConfig(
-        blueprint=_blueprint_of(module, recipe),
+        blueprint=_of_teacher(recipe) if module == "teacher" else _for_modules(recipe),
         index=index,
         module=module,
         distill=distill if has_teacher else DistillConfig(alpha=0),
@@ -154,7 +155,7 @@ def teachings(recipe: Recipe, needs: Mapping[str, Stage]) -> dict[str, Stage]:
 
 def _teaching(recipe: Recipe, format: LogitsFormat, index: int, needs: Mapping[str, Stage]) -> Stage:
     config = logits.LogitsConfig(
-        blueprint=_blueprint_of("teacher", recipe),
+        blueprint=_of_teacher(recipe),
         index=index,
         feed=feed(recipe, recipe.pairs),
         precision=recipe.pairs.precision,
@@ -197,7 +198,7 @@ def _mates(batches: FeedConfig, precision: str, needs: Mapping[str, Stage]) -> s
 def assembly(recipe: Recipe, model: Literal["student", "teacher"], modules: Sequence[Stage]) -> Stage:
     """A whole model from its modules."""
     config = assemble.AssembleConfig(
-        blueprint=_blueprint_of(model, recipe),
+        blueprint=_of_teacher(recipe) if model == "teacher" else _for_training(recipe),
         model=model,
         keep_stitches=recipe.keep_stitches and model == "student",
         seed=recipe.seed,
@@ -210,7 +211,7 @@ def assembly(recipe: Recipe, model: Literal["student", "teacher"], modules: Sequ
 def finetuning(recipe: Recipe, needs: Mapping[str, Stage]) -> Stage:
     """The whole student. Its worker only drives: Ray Train asks for the ranks' resources."""
     config = finetune.FinetuneConfig(
-        blueprint=recipe.blueprint,
+        blueprint=_for_training(recipe),
         keep_stitches=recipe.keep_stitches,
         start="scratch" if recipe.start == "scratch" else "assembled",
         training=training(recipe, recipe.finetune),
@@ -227,7 +228,7 @@ def evaluation(recipe: Recipe, subject: str, needs: Mapping[str, Stage]) -> Stag
     config = evaluate.EvaluateConfig.model_validate(
         {
             "subject": subject,
-            "blueprint": _blueprint_of(subject, recipe),
+            "blueprint": _evaluated(subject, recipe),
             "keep_stitches": recipe.keep_stitches and subject == "student",
             "dataset": recipe.data.dataset,
             "augmentation": recipe.data.augmentation,
@@ -272,20 +273,36 @@ def exported(recipe: Recipe, own: Mapping[str, Stage]) -> Stage:
     return Stage("export", export.run, config, needs, recipe.placement.light, of=recipe.name)
 
 
-def _blueprint_of(model: str, recipe: Recipe) -> Blueprint:
-    """The recipe's, but for teacher and meta model with the teacher in the student's place.
+def _evaluated(subject: str, recipe: Recipe) -> Blueprint:
+    if subject == "hybrids":
+        return _for_modules(recipe)
+    return recipe.blueprint if subject == "student" else _of_teacher(recipe)
 
-    So another student leaves the teacher, its modules and its evaluation as they are.
+
+def _of_teacher(recipe: Recipe) -> Blueprint:
+    """The recipe's blueprint with the teacher in the student's place.
+
+    So another student leaves the teacher, its modules and its evaluation as they are, and the meta model's.
     """
     blueprint = recipe.blueprint
-    if model not in ("teacher", "meta"):
-        return blueprint
     return Blueprint(
         teacher=blueprint.teacher,
         teacher_depths=blueprint.teacher_depths,
         student=Student(vit=blueprint.teacher),
         student_depths=blueprint.teacher_depths,
     )
+
+
+def _for_modules(recipe: Recipe) -> Blueprint:
+    """What of the blueprint the student's modules go by; of an unknown family all, which is refused before it runs."""
+    blueprint, student = recipe.blueprint, FAMILIES.get(recipe.blueprint.student.family)
+    return blueprint if student is None else student.for_modules(blueprint)
+
+
+def _for_training(recipe: Recipe) -> Blueprint:
+    """What of the blueprint the whole student's start and training go by; else as for modules."""
+    blueprint, student = recipe.blueprint, FAMILIES.get(recipe.blueprint.student.family)
+    return blueprint if student is None else student.for_training(blueprint)
 
 
 def _told(recipe: Recipe, *but: str) -> dict[str, Any]:

@@ -41,6 +41,16 @@ class Family(Protocol):
     def num_tokens(self, blueprint: Blueprint, index: int) -> int:
         """Tokens that a module but the last hands on in the meta model."""
 
+    def for_modules(self, blueprint: Blueprint) -> Blueprint:
+        """The blueprint of which `modules` makes the same, with all that decides nothing of them at its default.
+
+        Keys of modules' trainings are made from it, so what is left in for nothing trains all modules again, and what
+        is left out but matters gives one address to two results.
+        """
+
+    def for_training(self, blueprint: Blueprint) -> Blueprint:
+        """Likewise for assembling and training the whole student: without what modules or evaluations alone go by."""
+
 
 FAMILIES: dict[str, Family] = {"nac": nac, "vmoe": vmoe}
 

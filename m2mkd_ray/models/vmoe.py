@@ -112,6 +112,16 @@ def num_tokens(blueprint: Blueprint, index: int) -> int:
     return tokens_of_vit(blueprint.teacher)
 
 
+def for_modules(blueprint: Blueprint) -> Blueprint:
+    """All of the blueprint: the student is its modules, so nothing is for one of the two alone."""
+    return blueprint
+
+
+def for_training(blueprint: Blueprint) -> Blueprint:
+    """All of the blueprint, likewise."""
+    return blueprint
+
+
 @cache
 def _without_tensors(blueprint: Blueprint) -> VisionTransformer:
     with torch.device("meta"):

@@ -107,6 +107,21 @@ def test_building_depends_on_the_seed_alone(student: Family, blueprint: Blueprin
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_what_a_family_leaves_out_of_keys_changes_no_module_and_no_start(
+    student: Family, blueprint: Blueprint
+) -> None:
+    for needed, build in (
+        (student.for_modules(blueprint), lambda of: nn.Sequential(*student.modules(of))),
+        (student.for_training(blueprint), student.model),
+    ):
+        states = []
+        for given in (blueprint, needed):
+            torch.manual_seed(5)
+            states.append(build(given).state_dict())
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_no_parameter_is_without_axes(student: Family, blueprint: Blueprint) -> None:
     """DeepSpeed 0.19 cannot send one to other ranks."""
     assert all(parameter.dim() > 0 for parameter in student.model(blueprint).parameters())

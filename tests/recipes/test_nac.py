@@ -56,6 +56,36 @@ def test_stitches_that_are_to_be_kept_are_refused_before_anything_starts(recipe:
 
 
 OF_TEACHER, OF_NAC = "blueprint.teacher", "blueprint.student.nac"
+EVALUATED = {"evaluate-student", "report", "export"}
+OF_CIRCUIT = {"assemble", "finetune", "pure", *EVALUATED}
+FROM_MODULES = {*(f"pair-{index}" for index in range(10)), "evaluate-hybrids", "assemble", "finetune", *EVALUATED}
+RUNS_AGAIN = {
+    "prior.kind=erdos_renyi": OF_CIRCUIT,
+    "num_mediators=128": OF_CIRCUIT,
+    "repulsion=0.2": OF_CIRCUIT,
+    "code_noise=0": OF_CIRCUIT,
+    "evaluation=sampled": EVALUATED,
+    "hybrid_codes=learned": FROM_MODULES,
+    "hybrid_inputs=4": FROM_MODULES,
+    "layer_scale=0.2": {*FROM_MODULES, "pure"},
+    "width=256": {*FROM_MODULES, "pure"},
+}
+"""By setting of the circuit, the stages whose address it changes; `pure` is that baseline's fine-tuning."""
+
+
+@pytest.mark.parametrize("setting", RUNS_AGAIN)
+def test_a_setting_of_the_circuit_trains_again_only_what_goes_by_it(setting: str, recipe: Recipe) -> None:
+    def named(recipe: Recipe) -> dict[str, str]:
+        stages = {stage.address: stage for stage in plan(recipe)}
+        return {a: "pure" if (s.of, s.name) == ("nac_tiny/pure", "finetune") else s.name for a, s in stages.items()}
+
+    before = named(recipe)
+    again = {
+        name for address, name in named(override(recipe, [f"{OF_NAC}.{setting}"])).items() if address not in before
+    }
+    assert again == RUNS_AGAIN[setting]
+
+
 SMALL = (
     *(f"{OF_TEACHER}.{name}={value}" for name, value in {"width": 32, "num_heads": 4, "depth": 6}.items()),
     *(f"{of}.{name}" for of in (OF_TEACHER, OF_NAC) for name in ("img_size=32", "num_classes=10")),

@@ -9,9 +9,15 @@ Modules and the parts of a circuit that they train:
 Codes, signatures, the kernels' bandwidths and the seeder of first states are trained in no module: they start anew in
 the circuit. Grid and classifier are carried over, as here all stages have the same images and classes; the reference
 carries them over for ImageNet, but not for Tiny-ImageNet, whose modules it trains on ImageNet.
+
+Modules have no graph, and no latents but those of the read-in, so most settings of a circuit decide nothing of them.
+These are at their defaults in what modules are trained by: circuits with other priors share their modules. A setting
+is named here to be left out; one that is not named stays in all keys, which is never wrong.
 """
 
-from m2mkd_ray.blueprint import Blueprint
+from collections.abc import Sequence
+
+from m2mkd_ray.blueprint import Blueprint, Nac
 from m2mkd_ray.errors import UsageError
 from m2mkd_ray.models.fill import Rules
 from m2mkd_ray.models.nac.circuit import Circuit
@@ -20,7 +26,17 @@ from m2mkd_ray.models.nac.layers import nac_of
 from m2mkd_ray.models.nac.macs import macs, module_macs, num_tokens
 from m2mkd_ray.models.vit import width
 
-__all__ = ["fresh", "macs", "model", "module_macs", "modules", "num_tokens", "rules"]
+__all__ = [
+    "for_modules",
+    "for_training",
+    "fresh",
+    "macs",
+    "model",
+    "module_macs",
+    "modules",
+    "num_tokens",
+    "rules",
+]
 
 Module = ReadInModule | PropagatorModule | ReadOutModule
 
@@ -30,6 +46,16 @@ NEVER_TAUGHT = (
     r"propagators\.\d+\.attention\.kernel\.bandwidth",
     r"read_out\.attention\.kernel\.bandwidth",
 )
+
+OF_CIRCUIT_ALONE = (
+    *("signature_width", "num_inputs", "num_mediators", "num_outputs", "code_noise", "truncation", "temperature"),
+    *("prior", "repulsion", "hinge", "evaluation"),
+)
+"""Settings that no module goes by."""
+NOT_OF_TRAINING = ("hybrid_inputs", "hybrid_codes", "evaluation")
+"""Settings that the training of the circuit does not go by. It is validated without noise, whatever `evaluation` says
+of the circuit that comes out: so accuracies of a training can be compared, and another way to evaluate trains nothing.
+"""
 
 
 def model(blueprint: Blueprint, drop_path: float = 0.0, *, keep_stitches: bool = False) -> Circuit:
@@ -75,3 +101,20 @@ def rules(blueprint: Blueprint, *, keep_stitches: bool = False) -> list[Rules]:
 def fresh(blueprint: Blueprint) -> tuple[str, ...]:
     """What no module trains: signatures, codes, seeder and bandwidths."""
     return NEVER_TAUGHT
+
+
+def for_modules(blueprint: Blueprint) -> Blueprint:
+    """With `OF_CIRCUIT_ALONE` at their defaults."""
+    return _without(OF_CIRCUIT_ALONE, blueprint)
+
+
+def for_training(blueprint: Blueprint) -> Blueprint:
+    """With `NOT_OF_TRAINING` at their defaults."""
+    return _without(NOT_OF_TRAINING, blueprint)
+
+
+def _without(settings: Sequence[str], blueprint: Blueprint) -> Blueprint:
+    """With these settings of the circuit at their defaults, which fit to whatever the others are."""
+    nac = Nac.model_validate(nac_of(blueprint).model_dump(exclude=set(settings)))
+    student = blueprint.student.model_copy(update={"nac": nac})
+    return blueprint.model_copy(update={"student": student})
