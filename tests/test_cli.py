@@ -68,6 +68,14 @@ def test_a_plan_of_full_size_needs_no_data_and_costs_as_published(m2mkd, tmp_pat
     assert "This plan cannot run here yet" in shown.err
 
 
+def test_a_plan_tells_the_sizes_of_a_circuit(m2mkd):
+    ended = m2mkd("plan", "nac_tiny", "--json")
+    assert ended.code == 0
+    models = {model["model"]: model for model in json.loads(ended.out)["models"]}
+    assert (models["student"]["blocks"], models["student"]["width"]) == (10, 384)
+    assert models["student"]["parameters"] == pytest.approx(26.70e6, rel=2e-4)  # docs/method.md
+
+
 def test_a_plan_says_steps_and_needs(tiny, m2mkd, tmp_path):
     plan = json.loads(m2mkd("plan", tiny, "--store", tmp_path / "runs", "--json").out)
     stages = {stage["name"]: stage for stage in plan["stages"] if stage["recipe"] == "demo"}

@@ -49,7 +49,7 @@ class Circuit(nn.Module):
     def __init__(self, nac: Nac, num_propagators: int, drop_path: float = 0.0) -> None:
         """`drop_path` is that of every propagator; read-in and read-out have none."""
         super().__init__()
-        self.nac = nac
+        self.nac, self.width = nac, nac.width
         self.tokenizer = tokenizer(nac)
         self.inputs = Latents(nac.num_inputs, nac.signature_width, nac.width)
         self.mediators = Latents(nac.num_mediators, nac.signature_width, nac.width, nac.prior)
