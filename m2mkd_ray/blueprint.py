@@ -117,7 +117,7 @@ class Nac(BaseModel, frozen=True, extra="forbid"):
     """Distance below which they are driven apart."""
     evaluation: Literal["mean", "sampled"] = "mean"
     """mean: initial states and pooling without noise. sampled: with noise, as the reference's, but from a seed of its
-    own, so that the same batch has the same logits. Of the trained student; its training is validated without noise."""
+    own, and one noise for all images. Of the trained student; its training is validated without noise."""
     hybrid_inputs: int = Field(1, gt=0)
     """Latents of the read-in, and so tokens that it hands on, in the meta model; 1 as in the reference."""
     hybrid_codes: Literal["fixed", "learned"] = "fixed"

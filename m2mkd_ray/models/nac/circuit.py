@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from m2mkd_ray.blueprint import Nac, Prior
 from m2mkd_ray.models.nac.attention import SignatureKernel
-from m2mkd_ray.models.nac.ends import Seeder
+from m2mkd_ray.models.nac.ends import Noise, Seeder
 from m2mkd_ray.models.nac.graph import initial_signatures, repulsion
 from m2mkd_ray.models.nac.layers import Exchange, ReadIn, pooling, tokenizer
 from m2mkd_ray.models.nac.modulated import noisy
 
 EVALUATION_SEED = 0
-"""Of the noise of a batch that is evaluated with `evaluation: sampled`."""
+"""Of the noise with `evaluation: sampled`."""
 
 
 class Latents(nn.Module):
@@ -43,7 +43,7 @@ class Circuit(nn.Module):
     the graph; input latents stay as they are. Output latents hear both at the end and are pooled.
 
     In training it draws from torch's global generator: noise on codes and first states, edges, pooling, stochastic
-    depth. In evaluation it draws nothing that is not the same for every batch (`Nac.evaluation`).
+    depth. In evaluation it draws nothing that is not the same for every image (`Nac.evaluation`).
     """
 
     def __init__(self, nac: Nac, num_propagators: int, drop_path: float = 0.0) -> None:
@@ -65,10 +65,12 @@ class Circuit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to logits (B, K)."""
-        if self.training or self.nac.evaluation == "mean":
-            return self._logits(images, samples=self.training)
+        if self.training:
+            return self._logits(images, "each")
+        if self.nac.evaluation == "mean":
+            return self._logits(images, "none")
         with _own_noise(images.device):
-            return self._logits(images, samples=True)
+            return self._logits(images, "shared")
 
     def regulariser(self) -> Tensor:
         """What is added to the loss in training end to end: signatures that are too near drive each other apart."""
@@ -77,9 +79,9 @@ class Circuit(nn.Module):
         with torch.autocast(signatures.device.type, enabled=False):
             return self.nac.repulsion * repulsion(signatures.float(), self.nac.hinge)
 
-    def _logits(self, images: Tensor, *, samples: bool) -> Tensor:
+    def _logits(self, images: Tensor, noise: Noise) -> Tensor:
         inputs, mediators, outputs = (
-            self.seeder(self._codes(group), len(images), samples=samples)
+            self.seeder(self._codes(group), len(images), noise=noise)
             for group in (self.inputs, self.mediators, self.outputs)
         )  # (B, U, D)
         inputs = self.read_in(inputs, self._codes(self.inputs), self.tokenizer(images))
@@ -99,7 +101,7 @@ class Circuit(nn.Module):
             self._codes(self.inputs, self.mediators),
             (self.outputs.signatures, of_senders),
         )
-        return self.pooling(outputs, samples=samples)
+        return self.pooling(outputs, noise=noise)
 
     def _codes(self, *groups: Latents) -> Tensor:
         """Codes of the groups (U, D); in training with new noise each time."""

@@ -7,9 +7,9 @@ LatentSeeder, OutputLatentPooling, PositionalGrid) and `model/external/convnext.
 """
 
 from functools import partial
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers import LayerNorm, LayerNorm2d
 from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ DEPTH = 3
 """Blocks of each of the tokenizer's two stages (preset tiny)."""
 PATCH = 8
 """Height and width of a token's pixels."""
+
+Noise = Literal["none", "shared", "each"]
+"""What first states and pooling draw: nothing, one draw for all images, or one for each. With one for all, an image's
+logits are the same in any place of any batch."""
 
 
 class Tokenizer(nn.Module):
@@ -52,7 +56,7 @@ def _init_weights(layer: nn.Module) -> None:
 
 
 class Seeder(nn.Module):
-    """First states from codes: mu(c') + noise * exp(logvar(c') / 2), with c' = LN(c) and noise N(0, 1) an image."""
+    """First states from codes: mu(c') + eps * exp(logvar(c') / 2), with c' = LN(c) and eps from N(0, 1)."""
 
     def __init__(self, code_width: int, width: int) -> None:
         super().__init__()
@@ -61,19 +65,21 @@ class Seeder(nn.Module):
         self.log_variance = nn.Linear(code_width, width)
         nn.init.constant_(self.log_variance.bias, -5.0)
 
-    def forward(self, codes: Tensor, num_images: int, *, samples: bool) -> Tensor:
-        """Codes (U, C) to states (B, U, D); where it does not sample, those of all images are the mean."""
+    def forward(self, codes: Tensor, num_images: int, *, noise: Noise) -> Tensor:
+        """Codes (U, C) to states (B, U, D); without noise eps is 0."""
         codes = self.norm(codes)
         means = self.mean(codes).expand(num_images, -1, -1)  # (B, U, D)
-        if not samples:
+        if noise == "none":
             return means
-        return means + torch.randn_like(means) * (self.log_variance(codes) / 2).exp()
+        drawn = torch.randn_like(means if noise == "each" else means[:1])  # (B, U, D) or (1, U, D)
+        return means + drawn * (self.log_variance(codes) / 2).exp()
 
 
 class Pooling(nn.Module):
     """Output latents (B, U, D) to logits (B, K): their mean, weighted by a softmax over them, then a classifier.
 
-    Where it samples, the softmax is Gumbel's, of temperature 1 and soft.
+    With noise the softmax is Gumbel's, of temperature 1 and soft (`torch.nn.functional.gumbel_softmax`, which has no
+    noise that images share).
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -81,8 +87,10 @@ class Pooling(nn.Module):
         self.confidence = nn.Linear(width, 1)
         self.head = nn.Linear(width, num_classes)
 
-    def forward(self, states: Tensor, *, samples: bool) -> Tensor:
+    def forward(self, states: Tensor, *, noise: Noise) -> Tensor:
         """States (B, U, D) to logits (B, K)."""
         confidences = self.confidence(states).squeeze(-1).float()  # (B, U)
-        shares = F.gumbel_softmax(confidences, dim=-1) if samples else confidences.softmax(-1)
-        return self.head(torch.einsum("bu,bud->bd", shares.to(states.dtype), states))
+        if noise != "none":
+            drawn = torch.empty_like(confidences if noise == "each" else confidences[:1])  # (B, U) or (1, U)
+            confidences = confidences - drawn.exponential_().log()
+        return self.head(torch.einsum("bu,bud->bd", confidences.softmax(-1).to(states.dtype), states))

@@ -80,4 +80,4 @@ class ReadOutModule(_Coded):
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""
         states = self.state.expand(len(tokens), -1, -1)
-        return self.pooling(self.read_out(states, self.code, self.pre_stitch(tokens), self.code), samples=False)
+        return self.pooling(self.read_out(states, self.code, self.pre_stitch(tokens), self.code), noise="none")

@@ -46,13 +46,17 @@ def test_evaluation_is_the_same_each_time_and_for_each_image_alone(nac: Nac, ima
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_sampled_evaluation_is_the_same_each_time_and_draws_from_nobodys_generator(nac: Nac, images: Tensor) -> None:
+def test_sampled_evaluation_is_the_same_for_each_image_alone_and_draws_from_nobodys_generator(
+    nac: Nac, images: Tensor
+) -> None:
     torch.manual_seed(0)
     sampled = Circuit(nac.model_copy(update={"evaluation": "sampled"}), 2).eval()
     state = torch.get_rng_state()
     found = sampled(images)
     assert torch.equal(found, sampled(images))
     assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(sampled(images.flip(0)).flip(0), found)
+    torch.testing.assert_close(torch.cat([sampled(images[index : index + 1]) for index in range(3)]), found)
     mean = Circuit(nac, 2).eval()
     mean.load_state_dict(sampled.state_dict())
     assert not torch.allclose(found, mean(images))
