@@ -133,6 +133,11 @@ class Nac(BaseModel, frozen=True, extra="forbid"):
         prior, mediators = self.prior, self.num_mediators
         if prior.kind in ("planted_partition", "ring_of_cliques") and mediators % prior.num_groups:
             problems.append(f"prior.num_groups {prior.num_groups} does not divide num_mediators {mediators}")
+        elif prior.kind == "ring_of_cliques" and mediators < 2 * prior.num_groups:
+            problems.append(
+                f"prior.num_groups {prior.num_groups} leaves each clique of num_mediators {mediators} one node, but a "
+                f"clique has two or more"
+            )
         if prior.kind == "scale_free" and prior.new_edges >= mediators:
             problems.append(f"prior.new_edges {prior.new_edges} is not less than num_mediators {mediators}")
         if problems:

@@ -95,6 +95,10 @@ def test_a_student_has_the_sizes_of_its_family_alone(sizes: dict[str, object], m
     [
         ({"img_size": 60, "width": 382}, "img_size 60 is not a multiple of 8.*; width 382 is not a multiple of 4"),
         ({"prior": Prior(kind="ring_of_cliques", num_groups=7)}, "num_groups 7 does not divide num_mediators 256"),
+        (
+            {"num_mediators": 8, "prior": Prior(kind="ring_of_cliques", num_groups=8)},
+            "num_groups 8 leaves each clique of num_mediators 8 one node, but a clique has two or more",
+        ),
         ({"num_mediators": 2}, "new_edges 2 is not less than num_mediators 2"),
     ],
 )

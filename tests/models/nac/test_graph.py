@@ -1,10 +1,11 @@
 """Priors, the fit of signatures to them, and what drives signatures apart."""
 
+import networkx
 import pytest
 import torch
 import torch.nn.functional as F
 
-from m2mkd_ray.blueprint import Prior
+from m2mkd_ray.blueprint import Nac, Prior
 from m2mkd_ray.models.nac.graph import (
     distances,
     fit_gradient,
@@ -54,6 +55,15 @@ def test_a_graph_has_no_direction_and_follows_from_its_seed(kind: str) -> None:
 def test_groups_are_joined_as_the_prior_says() -> None:
     graph = sample_graph(Prior(kind="planted_partition", num_groups=2, p_in=1.0, p_out=0.0), 10, seed=0)
     assert torch.equal(graph, torch.block_diag(*[~torch.eye(5, dtype=torch.bool)] * 2).bool())
+
+
+def test_the_smallest_cliques_that_a_circuit_may_have_are_networkx_s_smallest() -> None:
+    """Smaller ones are refused with the circuit, not by networkx when it is built, after the pairs' training."""
+    prior = Prior(kind="ring_of_cliques", num_groups=4)
+    smallest = Nac(num_classes=2, num_mediators=8, prior=prior)
+    assert sample_graph(smallest.prior, smallest.num_mediators, seed=0).sum() == 2 * (4 + 4)  # in and between cliques
+    with pytest.raises(networkx.NetworkXError):
+        sample_graph(prior, 4, seed=0)
 
 
 def test_a_fit_goes_down_the_mean_hinge_of_all_pairs() -> None:
