@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from m2mkd_ray.blueprint import Nac
@@ -113,6 +114,60 @@ def test_all_parameters_learn_and_a_step_makes_the_loss_less(nac: Nac, images: T
             if parameter.grad is not None:  # without noise the seeder's variance plays no part
                 parameter -= 0.01 * parameter.grad
     assert objective(images, targets)[0] < before
+
+
+def test_kernels_cut_and_sample_in_propagators_alone(nac: Nac) -> None:
+    circuit = Circuit(nac, 3)
+    found = [(part.attention.kernel.truncation, part.attention.kernel.temperature) for part in circuit.propagators]
+    assert found == [(0.9, 0.5)] * 3
+    of_outputs = circuit.read_out.attention
+    assert (of_outputs.kernel.truncation, of_outputs.kernel.temperature) == (None, None)
+
+
+def test_a_read_out_has_two_norms_and_adds_no_states_and_a_propagator_the_other_way_round(nac: Nac) -> None:
+    circuit = Circuit(nac, 1)
+    of_mediators, of_outputs = circuit.propagators[0].attention, circuit.read_out.attention
+    assert (of_outputs.residual, of_mediators.residual) == (False, True)
+    assert of_outputs.sender_norm is not None
+    assert of_mediators.sender_norm is None
+
+
+def test_a_read_ins_attention_alone_starts_with_all_of_its_message(nac: Nac) -> None:
+    """docs/method.md: LayerScale starts at 1 there and at `layer_scale` everywhere else; a tokenizer has its own."""
+    scales = {
+        name.removesuffix(".layer_scale.gamma"): scale
+        for name, scale in Circuit(nac, 2).named_parameters()
+        if name.endswith("layer_scale.gamma")
+    }
+    layers = ("read_in", "propagators.0", "propagators.1", "read_out")
+    assert set(scales) == {f"{layer}.{part}" for layer in layers for part in ("attention", "mlp")}
+    for name, scale in scales.items():
+        assert torch.equal(scale, torch.full_like(scale, 1.0 if name == "read_in.attention" else 0.1)), name
+
+
+def test_codes_have_noise_in_training_alone(nac: Nac, images: Tensor) -> None:
+    """What else is random is the same: noise of codes is drawn whatever it is multiplied with."""
+    noisy = Circuit(nac, 2)
+    plain = Circuit(nac.model_copy(update={"code_noise": 0.0}), 2)
+    plain.load_state_dict(noisy.state_dict())
+
+    def logits(circuit: Circuit) -> Tensor:
+        torch.manual_seed(3)
+        return circuit(images)
+
+    assert not torch.allclose(logits(noisy), logits(plain))
+    assert torch.equal(logits(noisy.eval()), logits(plain.eval()))
+
+
+def test_the_regulariser_is_the_weighted_sum_of_too_small_distances_of_all_latents(nac: Nac) -> None:
+    torch.manual_seed(0)
+    circuit = Circuit(nac, 2)
+    signatures = torch.cat([circuit.inputs.signatures, circuit.mediators.signatures, circuit.outputs.signatures])
+    apart = 1 - F.cosine_similarity(signatures[:, None], signatures[None], dim=-1)  # (U, U)
+    of_pairs = [apart[first, second].item() for first in range(len(apart)) for second in range(first)]
+    near = [distance for distance in of_pairs if distance < 0.4]
+    assert 0 < len(near) < len(of_pairs)
+    assert circuit.regulariser().item() == pytest.approx(-0.1 * sum(near), rel=1e-4)
 
 
 def test_the_regulariser_is_of_all_signatures(nac: Nac) -> None:
