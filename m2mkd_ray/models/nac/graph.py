@@ -80,6 +80,5 @@ def initial_signatures(prior: Prior, num_latents: int, width: int) -> Tensor:
 
 def repulsion(signatures: Tensor, hinge: float) -> Tensor:
     """-sum of the distances of all pairs among (U, S) that are nearer than `hinge`: drives them apart."""
-    first, second = torch.tril_indices(len(signatures), len(signatures), -1, device=signatures.device)
-    distance = distances(signatures, signatures)[first, second]
-    return -distance.where(distance < hinge, 0).sum()
+    distance = distances(signatures, signatures)  # (U, U)
+    return -distance.where(distance < hinge, 0).tril(-1).sum()
