@@ -4,11 +4,13 @@ Modules and the parts of a circuit that they train:
 
     module 0      tokenizer, read-in, stitch D -> T
     module i      stitch T -> D, propagator i - 1, stitch D -> T
-    module N - 1  stitch T -> D, read-out, pooling with classifier
+    module N - 1  stitch T -> D, read-out, the pooling's classifier
 
-Codes, signatures, the kernels' bandwidths and the seeder of first states are trained in no module: they start anew in
-the circuit. Grid and classifier are carried over, as here all stages have the same images and classes; the reference
-carries them over for ImageNet, but not for Tiny-ImageNet, whose modules it trains on ImageNet.
+Codes, signatures, the kernels' bandwidths, the seeder of first states and the pooling's confidence are trained in no
+module: they start anew in the circuit. The last module has a confidence, but learns nothing of it, as its softmax is
+over one latent. Grid and classifier are carried over, as here all stages have the same images and classes; the
+reference carries them, and the confidence as it is, over for ImageNet, but not for Tiny-ImageNet, whose modules it
+trains on ImageNet.
 
 Modules have no graph, and no latents but those of the read-in, so most settings of a circuit decide nothing of them.
 These are at their defaults in what modules are trained by: circuits with other priors share their modules. A setting
@@ -45,6 +47,7 @@ NEVER_TAUGHT = (
     r"seeder\..+",
     r"propagators\.\d+\.attention\.kernel\.bandwidth",
     r"read_out\.attention\.kernel\.bandwidth",
+    r"pooling\.confidence\..+",
 )
 
 OF_CIRCUIT_ALONE = (
@@ -86,7 +89,10 @@ def modules(blueprint: Blueprint, drop_path: float = 0.0) -> list[Module]:
 
 
 def rules(blueprint: Blueprint, *, keep_stitches: bool = False) -> list[Rules]:
-    """Where the tensors of every module go in `model(blueprint)`; stitches, codes and states are dropped."""
+    """Where the tensors of every module go in `model(blueprint)`.
+
+    Stitches, codes, states and the pooling's confidence are dropped.
+    """
     dropped = {r"(pre|post)_stitch\..+": None, r"code|state": None}
     between: list[Rules] = [
         {r"propagator\.(.+)": rf"propagators.{index}.\1", **dropped} for index in range(blueprint.num_modules - 2)
@@ -94,12 +100,12 @@ def rules(blueprint: Blueprint, *, keep_stitches: bool = False) -> list[Rules]:
     return [
         {r"((tokenizer|read_in)\..+)": r"\1", **dropped},
         *between,
-        {r"((read_out|pooling)\..+)": r"\1", **dropped},
+        {r"((read_out|pooling\.head)\..+)": r"\1", r"pooling\.confidence\..+": None, **dropped},
     ]
 
 
 def fresh(blueprint: Blueprint) -> tuple[str, ...]:
-    """What no module trains: signatures, codes, seeder and bandwidths."""
+    """What no module trains: signatures, codes, seeder, bandwidths and confidence."""
     return NEVER_TAUGHT
 
 

@@ -68,7 +68,10 @@ class PropagatorModule(_Coded):
 
 
 class ReadOutModule(_Coded):
-    """The last module: tokens (B, L, T) to logits (B, K). Pooling over one latent takes it as it is."""
+    """The last module: tokens (B, L, T) to logits (B, K).
+
+    Pooling over one latent takes it as it is, so its confidence has no gradient, and is not carried over.
+    """
 
     def __init__(self, nac: Nac, teacher_width: int) -> None:
         super().__init__()

@@ -78,6 +78,15 @@ def test_codes_and_states_may_learn(blueprint: Blueprint, images: Tensor) -> Non
         assert module.state.grad.abs().sum() > 0
 
 
+def test_a_read_outs_confidence_has_nothing_to_learn_from(blueprint: Blueprint) -> None:
+    """One latent's share is 1 whatever its confidence, so what is not carried over is no loss."""
+    module = nac.modules(blueprint)[3]
+    module(torch.randn(2, 17, 24)).square().sum().backward()
+    assert not module.pooling.confidence.weight.grad.any()
+    assert not module.pooling.confidence.bias.grad.any()
+    assert module.pooling.head.weight.grad.any()
+
+
 def test_every_module_draws_a_code_of_its_own(blueprint: Blueprint) -> None:
     codes = [module.code for module in nac.modules(blueprint)]
     assert not any(torch.equal(codes[0], other) for other in codes[1:])
@@ -85,7 +94,8 @@ def test_every_module_draws_a_code_of_its_own(blueprint: Blueprint) -> None:
 
 UNTAUGHT = [
     "inputs.codes", "inputs.signatures", "mediators.codes", "mediators.signatures", "outputs.codes",
-    "outputs.signatures", "propagators.0.attention.kernel.bandwidth", "propagators.1.attention.kernel.bandwidth",
+    "outputs.signatures", "pooling.confidence.bias", "pooling.confidence.weight",
+    "propagators.0.attention.kernel.bandwidth", "propagators.1.attention.kernel.bandwidth",
     "read_out.attention.kernel.bandwidth", "seeder.log_variance.bias", "seeder.log_variance.weight",
     "seeder.mean.bias", "seeder.mean.weight", "seeder.norm.bias", "seeder.norm.weight",
 ]  # fmt: skip
