@@ -60,6 +60,10 @@ class Handed(Protocol):
     def is_own(self) -> bool:
         """Whether they were made in this process."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether they were made elsewhere, and nobody has taken them before."""
+
 
 Stream = Callable[[str, BatchMaker, int, int, int], Iterator[Handed]]
 """Gives `maker()(step)` for the steps `start` to `stop`, by (key, maker, start, stop, workers); one key, one result.
@@ -90,6 +94,7 @@ class SharedBatches:
         """Of the stream: all that decides its arrays."""
         self.own = self.handed = 0
         """Batches that were made in this process, and those that were made elsewhere."""
+        self._decoded_for_us = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,8 +103,11 @@ class SharedBatches:
 
     @property
     def decodes(self) -> int:
-        """Images that this process has decoded."""
-        return self._batches.decodes
+        """Images that this process has decoded, and those that were decoded for it before anybody else had them.
+
+        So those of all who read a stream add up to what was decoded on their node.
+        """
+        return self._batches.decodes + self._decoded_for_us
 
     @property
     def counts(self) -> dict[str, int]:
@@ -119,8 +127,11 @@ class SharedBatches:
 
     def arrays(self, start: int, stop: int, num_workers: int = 0) -> Iterator[Arrays]:
         """The arrays of these steps."""
-        for made in self._stream(self.key, self._maker, start, stop, num_workers):
+        for step, made in enumerate(self._stream(self.key, self._maker, start, stop, num_workers), start):
             self.own, self.handed = self.own + made.is_own, self.handed + (not made.is_own)
+            # Pixels that are kept were decoded in the first epoch.
+            if made.is_first and (self._batches.decodes_anew or step < self.steps_per_epoch):
+                self._decoded_for_us += len(made.arrays[0])
             yield made.arrays
 
 

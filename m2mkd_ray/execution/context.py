@@ -43,6 +43,8 @@ class Made:
     """Read only."""
     is_own: bool
     """Whether this worker made them itself, rather than taking what was made once for its node."""
+    is_first: bool = False
+    """Whether it is the first to take what was made for its node, so that it alone accounts for the making."""
 
     def __post_init__(self) -> None:
         for array in self.arrays:

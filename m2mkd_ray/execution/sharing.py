@@ -198,8 +198,8 @@ def shared_stream(
     reader = _Reader(hub, (node_id, key), maker, stop, f"{consumer}-{uuid.uuid4().hex[:8]}", workers)
     try:
         for step in range(start, stop):
-            arrays = reader.shared(step)
-            yield Made(reader.own(step), is_own=True) if arrays is None else Made(arrays, is_own=False)
+            made = reader.shared(step)
+            yield Made(reader.own(step), is_own=True) if made is None else made
     finally:
         reader.leave()
 
@@ -220,7 +220,7 @@ class _Reader:
         self._join_at = 0
         self._said: set[str] = set()
 
-    def shared(self, step: int) -> Arrays | None:
+    def shared(self, step: int) -> Made | None:
         """The step as the stream has it; None if it has to be made here."""
         for _ in range(_TRIES):
             if self._subscription is None and not self._join(step):
@@ -265,7 +265,7 @@ class _Reader:
         self._outside, self._is_late = 0, False
         return self._subscription is not None
 
-    def _received(self, step: int) -> Arrays | None:
+    def _received(self, step: int) -> Made | None:
         assert self._subscription is not None
         while len(self._asked) < self._hub.sharing.prefetch and step + len(self._asked) < self._stop:
             ahead = step + len(self._asked)
@@ -284,7 +284,7 @@ class _Reader:
             self._miss()
             return None
         self._outside = 0
-        return ray.get(reply.arrays, timeout=deadline_s)
+        return Made(ray.get(reply.arrays, timeout=deadline_s), is_own=False, is_first=reply.is_first)
 
     def _miss(self) -> None:
         self._outside += 1

@@ -101,6 +101,8 @@ class Reply:
     arrays: ray.ObjectRef | None
     """In the node's object store; None: the consumer makes the step itself."""
     reason: str = ""
+    is_first: bool = False
+    """Whether nobody was given it before."""
 
 
 @dataclass
@@ -162,6 +164,8 @@ class Stream:
         self._num_hands = 0
         self._consumers: dict[str, _Consumer] = {}
         self._made: dict[int, _Step] = {}
+        self._untaken: set[int] = set()
+        """Those of them that nobody was given yet."""
         self._making: dict[int, asyncio.Task] = {}
         self._deaths: Counter[int] = Counter()
         self._failed: dict[int, str] = {}
@@ -208,7 +212,8 @@ class Stream:
             await self._changed.wait_for(lambda: self._is_done(step) or not self._has(step))
         mine.asked = time.monotonic()
         if step in self._made:
-            reply = Reply(self._made[step].arrays)
+            reply = Reply(self._made[step].arrays, is_first=step in self._untaken)
+            self._untaken.discard(step)
             self._counts += Counts(handed=1)
         elif step in self._failed:
             reply = Reply(None, f"making step {step} failed: {self._failed[step]}")
@@ -283,6 +288,7 @@ class Stream:
             hand = self._hand()
         else:
             self._made[step], self._step_bytes = _Step(arrays, known.bytes), known.bytes
+            self._untaken.add(step)
             self._counts += Counts(made=1, cpu_s=known.cpu_s, peak_bytes=self._held)
         self._hands.append(hand)
         del self._making[step]
@@ -341,6 +347,7 @@ class Stream:
             if self._has_room or step >= slowest or self._is_held(step):
                 break
             del self._made[step]
+            self._untaken.discard(step)
             self._low = step + 1
         self._failed = {step: why for step, why in self._failed.items() if self._has(step)}
 

@@ -39,7 +39,9 @@ class CounterRow(BaseModel, frozen=True, extra="forbid"):
     suffix_s: FiniteFloat | None = None
     """Time in the frozen modules after the student, forward and backward."""
     decodes: FiniteFloat | None = None
-    """Images that this process decoded."""
+    """Images that this process decoded, or its node's feed for it first."""
+    own_batches: FiniteFloat | None = None
+    """Batches that it made itself, beside its node's feed; None: it reads no feed."""
     teacher_calls: FiniteFloat | None = None
     """Images that went through the teacher."""
     cache_hits: FiniteFloat | None = None

@@ -148,6 +148,7 @@ def count_table(rows: Sequence[CounterRow]) -> Table:
     """What trainings counted; what none of them counted has no column."""
     cells = {
         "images decoded": [_or_blank(row.decodes, units.count) for row in rows],
+        "batches made alone": [_or_blank(row.own_batches, units.count) for row in rows],
         "teacher calls": [_or_blank(row.teacher_calls, units.count) for row in rows],
         "cache hits": [_or_blank(row.hit_rate, _whole_percent) for row in rows],
         "FLOP": [_or_blank(row.flops, lambda value: units.quantity(value, "")) for row in rows],

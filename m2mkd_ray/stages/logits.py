@@ -79,9 +79,11 @@ def _together(members: Sequence[Member], local: Sequence[Path]) -> Iterator[Left
             living[place] = _Book(member, hybrid, steps, local[place])
         except Exception as error:
             yield Left(place, error=error)
+    if not living:
+        return
     frozen.prefix.to(device)
     frozen.prefix.set_precision(config.precision)
-    start = min((book.next for book in living.values()), default=steps)
+    start = min(book.next for book in living.values())
     batches = feed.loader(start, steps, num_workers=placement.data_workers, pin_memory=device.type == "cuda")
     for step, batch in enumerate(batches, start):
         parts = micro_batches(batch.images.to(device, non_blocking=True), batch.targets, placement.micro_batch)
@@ -96,6 +98,8 @@ def _together(members: Sequence[Member], local: Sequence[Path]) -> Iterator[Left
             except Exception as error:  # a value that float16 cannot hold, say: it is this pair's alone
                 del living[place]
                 yield Left(place, error=error)
+        if not living:
+            return
         if step + 1 < steps and context.has_notice():
             yield from _leave(living, step + 1)
             return
@@ -194,7 +198,10 @@ class _Book:
         first = 0
         while (name := _name(first)) in names and f"{name}.json" in names:
             with self._files.open_input_stream(f"{self._root}/{name}.json") as stream:
-                count, errors = json.loads(stream.read())
+                try:
+                    count, errors = json.loads(stream.read())
+                except ValueError:
+                    break  # it was cut, as by a full disk: from here on parts are made again
             self._errors.append((count, errors))
             kept.append(name)
             first += count
@@ -206,8 +213,9 @@ class _Book:
         count = self.next - self._start
         self._files.create_dir(self._root, recursive=True)
         fs.copy_files(str(self._local / name), f"{self._root}/{name}", destination_filesystem=self._files)
-        with self._files.open_output_stream(f"{self._root}/{name}.json") as stream:
+        with self._files.open_output_stream(f"{self._root}/.{name}.json") as stream:
             stream.write(json.dumps([count, errors]).encode())
+        self._files.move(f"{self._root}/.{name}.json", f"{self._root}/{name}.json")
         self._errors.append((count, errors))
         self._parts.append(name)
 

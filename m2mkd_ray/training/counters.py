@@ -13,8 +13,9 @@ In a point of the history, since the point before:
     teacher_calls  images that went through the teacher's hybrid; prefix_calls: through a meta module before, for each
                    such module. Of what several members needed, each has an equal share
     cache_hits     images whose teacher logits were given
-    decodes        images that this process decoded; own_batches: shared batches that it made itself. Of each step, an
-                   equal share of every member that took it
+    decodes        images that this process decoded, or its node's feed, if nobody had taken them before: those of all
+                   trainings on a node add up to what was decoded there. own_batches: shared batches that it made
+                   itself. Of each step, an equal share of every member that took it
     flops          floating-point operations where they are known (`StepFlops`), of all ranks: the member's own, and
                    those of its shares above; mfu: by the peak of the devices in train_s, so that the mfu of members
                    that train together add up to the device's

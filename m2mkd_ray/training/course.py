@@ -187,6 +187,8 @@ class Course:
         has_notice = self.member.session.has_notice() and not self._had_notice
         is_due = time.monotonic() - self.saved_at >= self.placement.checkpoint_every_s
         if has_notice or (is_logged and self.engine.agree(is_due)):
+            if not is_logged:  # nobody has looked at this step's loss
+                self._require_finite_weights()
             self._had_notice |= has_notice
             self.saver.wait()  # a second copy of the state in memory is one too many
             # Ranks' folders are merged where there are several, so one keeps the history.
@@ -258,12 +260,17 @@ class Course:
         return cost_of_flops(flops, seconds, self.engine.device, self.config.precision, self.engine.world)
 
     def _require_finite(self, values: Mapping[str, float]) -> None:
-        if all(torch.isfinite(torch.tensor(value)) for value in values.values()):
-            return
+        if not all(torch.isfinite(torch.tensor(value)) for value in values.values()):
+            raise self._not_finite(f"The loss is not finite at step {self.step}: {dict(values)}")
+
+    def _require_finite_weights(self) -> None:
+        if not all(torch.isfinite(weight).all() for weight in self.engine.objective.trainable.parameters()):
+            raise self._not_finite(f"Weights are not finite after step {self.step}")
+
+    def _not_finite(self, what: str) -> TrainingError:
         self.saver.wait()
         kept = self.member.session.checkpoints.latest()
-        raise TrainingError(
-            f"The loss is not finite at step {self.step}: {dict(values)}. "
-            f"{f'The checkpoint of step {kept[0]} is kept' if kept else 'No checkpoint was written yet'}. "
+        return TrainingError(
+            f"{what}. {f'The checkpoint of step {kept[0]} is kept' if kept else 'No checkpoint was written yet'}. "
             f"Lower the learning rate, set clip_norm to 1.0 or precision to fp32; a changed setting starts anew."
         )

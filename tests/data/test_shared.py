@@ -37,16 +37,18 @@ def feed(**settings):
 class Handed:
     arrays: tuple[np.ndarray, ...]
     is_own: bool
+    is_first: bool = False
 
 
 def elsewhere(key: str, maker: BatchMaker, start: int, stop: int, workers: int) -> Iterator[Handed]:
-    """As from another process: pickled there and back, read only; every fourth step is the reader's own."""
+    """As from another process: pickled there and back, read only. Every fourth step is the reader's own, and of the
+    others it is the first to have the even ones."""
     make, make_here = pickle.loads(pickle.dumps(maker))(), maker()
     for step in range(start, stop):
         arrays = tuple(array.copy() for array in make(step))
         for array in arrays:
             array.flags.writeable = False
-        yield Handed(make_here(step), True) if step % 4 == 3 else Handed(arrays, False)
+        yield Handed(make_here(step), True) if step % 4 == 3 else Handed(arrays, False, step % 2 == 0)
 
 
 @pytest.mark.parametrize("augmentation", [LIGHT, IMAGENET], ids=["light", "timm"])
@@ -66,7 +68,8 @@ def test_drafts_from_elsewhere_are_finished_to_the_same_batches(make_dataset):
     drafts = SharedDrafts(config, folder, elsewhere)
     for step, batch in enumerate(OnDevice(drafts, torch.device("cpu")).loader(5, 9), 5):
         assert all(map(torch.equal, batch, Batches(config, folder)[step]))
-    assert drafts.counts == {"decodes": 8, "own_batches": 1}
+    # its own step 7, and 6 and 8, which it was the first to have
+    assert drafts.counts == {"decodes": 24, "own_batches": 1}
     assert stream_key(config, folder, is_draft=True) != stream_key(config, folder)
 
 
@@ -83,12 +86,14 @@ def test_a_stream_is_asked_for_as_many_workers_as_the_loader(make_dataset):
     assert asked == [3, 0]
 
 
-def test_only_what_is_made_here_is_decoded_here(make_dataset):
+def test_what_is_decoded_for_a_node_is_counted_by_who_has_it_first_and_by_nobody_else(make_dataset):
     shared = SharedBatches(feed(augmentation=IMAGENET), make_dataset(100), elsewhere)
-    list(shared.loader(0, 3))
-    assert shared.decodes == 0
-    list(shared.loader(3, 4))
+    list(shared.loader(1, 2))
+    assert shared.decodes == 0  # another reader had it before
+    list(shared.loader(2, 3))
     assert shared.decodes == 8
+    list(shared.loader(3, 4))
+    assert shared.decodes == 16  # made here
 
 
 def test_arrays_that_are_read_only_become_tensors_without_copy_or_warning(make_dataset):

@@ -69,15 +69,31 @@ def test_a_stage_that_was_killed_goes_on_after_its_last_whole_part(
     )
 
 
-class Leaving:
-    """A node of which it is known, when a stage asks for the fourth time, that it goes."""
+def test_a_part_whose_word_was_cut_is_made_again(chain, anew_store: Store, small_parts: None) -> None:
+    """As a full disk leaves it: the file that says that a part is whole is empty."""
+    recipe = chain.with_settings(*VIEWS)
+    stage = recipe.stage("logits-1")
+    recipe.lend(anew_store, [stage])
+    with pytest.raises(PreemptedError):
+        run_job(job(stage), anew_store, here(), Leaving(at=8))
+    said = sorted(Path(anew_store.durable(stage.address)).glob("part-*.json"))
+    assert [file.name for file in said] == [f"part-{first:09d}.parquet.json" for first in (0, 3, 6)]
+    said[1].write_bytes(b"")
+    metrics = run_job(job(stage), anew_store, here())
+    assert metrics["teacher_calls"] == (STEPS - 3) * 32
+    whole, resumed = columns(recipe.folder("logits-1")), columns(anew_store.open(stage.address))
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
 
-    def __init__(self) -> None:
-        self.asked = 0
+
+class Leaving:
+    """A node of which it is known, when a stage asks for the fourth time, or another, that it goes."""
+
+    def __init__(self, at: int = 4) -> None:
+        self.asked, self.at = 0, at
 
     def has_notice(self) -> bool:
         self.asked += 1
-        return self.asked == 4
+        return self.asked == self.at
 
     def stream(self, key: str, maker: Maker, start: int, stop: int, consumer: str, workers: int) -> Iterator[Made]:
         make = maker()
@@ -122,3 +138,28 @@ def test_logits_that_a_format_cannot_hold_end_that_pair_alone(chain, anew_store:
     outcome = execute(stages, anew_store, LocalLauncher())
     assert [failure.stage.name for failure in outcome.failed] == ["logits-2"]
     assert {"logits-0", "logits-1", "logits-3"} <= {done.stage.name for done in outcome.complete}
+
+
+def test_when_all_have_failed_no_further_batch_is_made(chain, anew_store: Store, monkeypatch) -> None:
+    from m2mkd_ray.errors import DataError
+
+    recipe = chain.with_settings(*VIEWS)
+    stage, asked = recipe.stage("logits-1"), []
+    recipe.lend(anew_store, [stage])
+
+    def refused(self: logits._Book, batch: object, values: object) -> None:
+        asked.append(self.next)
+        raise DataError("float16 cannot hold 1e6")
+
+    class Counting(Leaving):
+        def stream(self, *arguments, **settings) -> Iterator[Made]:
+            for step, made in enumerate(super().stream(*arguments, **settings)):
+                steps.append(step)
+                yield made
+
+    steps: list[int] = []
+    monkeypatch.setattr(logits._Book, "add", refused)
+    with pytest.raises(DataError, match="float16 cannot hold"):
+        run_job(job(recipe.stage("logits-1")), anew_store, here(), Counting(at=10**6))
+    assert asked == [0]
+    assert len(steps) < STEPS

@@ -274,6 +274,19 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_kept_checkpoi
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+def test_weights_that_are_not_finite_are_not_kept_because_the_machine_goes(
+    keeper: Callable, feed: Batches, classification: Callable[..., Classification]
+) -> None:
+    """Between two logged steps, where nobody has looked at the loss."""
+    rarely = TrainPlacement(checkpoint_every_s=0.0, log_every_steps=4)
+    session = keeper()
+    session.notice_from = 6
+    engine = TorchEngine(classification(), TWO_EPOCHS)
+    with pytest.raises(TrainingError, match=r"Weights are not finite after step 6\. The checkpoint of step 4 is kept"):
+        fit(spoilt(feed, 5), engine, TWO_EPOCHS, rarely, session, seed=0, validate=lambda: {"val_top1": 0.0})
+    assert session.checkpoints.newest_step() == 4
+
+
 def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(
     run: Callable, feed: Batches, classification: Callable[..., Classification]
 ) -> None:
