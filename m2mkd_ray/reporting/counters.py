@@ -46,6 +46,10 @@ class CounterRow(BaseModel, frozen=True, extra="forbid"):
     """Images that went through the teacher."""
     cache_hits: FiniteFloat | None = None
     """Images whose teacher logits were read from the cache."""
+    cache_bytes: FiniteFloat | None = None
+    """Size of the file with the teacher's logits; None: it read none."""
+    cache_kl_mean: FiniteFloat | None = None
+    """What their form loses: KL of the softmax from that of what is read back, in nats, mean over images."""
     flops: FiniteFloat | None = None
     """Floating-point operations of the models."""
     mfu: FiniteFloat | None = None

@@ -151,6 +151,8 @@ def count_table(rows: Sequence[CounterRow]) -> Table:
         "batches made alone": [_or_blank(row.own_batches, units.count) for row in rows],
         "teacher calls": [_or_blank(row.teacher_calls, units.count) for row in rows],
         "cache hits": [_or_blank(row.hit_rate, _whole_percent) for row in rows],
+        "cache size": [_or_blank(row.cache_bytes, lambda value: units.memory(value / 1e9)) for row in rows],
+        "cache KL, nats": [_or_blank(row.cache_kl_mean, lambda value: f"{value:.1e}") for row in rows],
         "FLOP": [_or_blank(row.flops, lambda value: units.quantity(value, "")) for row in rows],
         "FLOP/s": [_or_blank(row.flops_per_s, lambda value: units.quantity(value, "")) for row in rows],
         "MFU": [_or_blank(row.mfu, _whole_percent) for row in rows],

@@ -70,9 +70,16 @@ def _together(
             continue
         try:
             save_weights(trainees[place].objective.trainable, members[place].context.out / MODULE)
-            yield Left(place, metrics={**measured[place], **trained})
+            yield Left(place, metrics={**measured[place], **trained, **_of_cache(members[place].context)})
         except Exception as error:
             yield Left(place, error=error)
+
+
+def _of_cache(context: StageContext) -> dict[str, float]:
+    """Size of the teacher's logits that were read, and what their format loses; nothing where there are none."""
+    told = {"cache_bytes": "bytes", "cache_kl_mean": "kl_mean", "cache_kl_max": "kl_max"}
+    written = context.input_metrics.get("logits", {})
+    return {name: float(written[theirs]) for name, theirs in told.items() if theirs in written}
 
 
 def _train_on_ranks(config: IncubateConfig, group: Group, context: StageContext) -> None:

@@ -21,7 +21,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -32,6 +32,7 @@ from m2mkd_ray.recipe import Recipe
 from m2mkd_ray.sweeps import points, results
 from m2mkd_ray.sweeps.points import Point
 from m2mkd_ray.sweeps.results import SweepResults
+from m2mkd_ray.sweeps.room import Room
 from m2mkd_ray.sweeps.sweep import Sweep
 from m2mkd_ray.sweeps.trials import Board, Grief, Message, Over, Value, board_of
 from m2mkd_ray.sweeps.trying import Score, Trying
@@ -44,15 +45,6 @@ _GATHER_S = 10.0
 _WRITE_EVERY_S = 1.0
 _LOOK_EVERY_S = 5.0
 _TICK_S = 0.1
-
-
-class Room(NamedTuple):
-    """How many trials a cluster holds."""
-
-    fills: int
-    """So many fill its workers: they are gathered in cohorts, and those after them wait for a seat."""
-    concurrent: int
-    """So many are under way, with those that wait."""
 
 
 class Interrupted(Exception):
@@ -370,9 +362,7 @@ class Desk:
                 "trials": tuple(
                     trial.record() for trial in sorted(self._trials.values(), key=lambda trial: trial.order)
                 ),
-                "shared": tuple(
-                    watched.record(_seed_of(watched.stage), self._metric, 0.0, reused=False) for watched in shared
-                ),
+                "shared": tuple(watched.record(watched.seed, self._metric, 0.0, reused=False) for watched in shared),
             }
         )
 
@@ -404,8 +394,3 @@ class Desk:
 def name_of(sweep: Sweep) -> str:
     """What a sweep is called among others."""
     return f"{sweep.name}-{sweep.key}"
-
-
-def _seed_of(stage: Stage) -> int:
-    training = getattr(stage.config, "training", None)
-    return cast(int, getattr(training, "seed", getattr(stage.config, "seed", 0)))

@@ -7,38 +7,34 @@ found, and the scheduler is told again what it knew.
 """
 
 import logging
-import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from m2mkd_ray.errors import ArtifactError, ClusterError, PlanError, RunError
 from m2mkd_ray.execution import Event, Stage, Store, in_order
-from m2mkd_ray.execution.feasibility import Node, in_ray, is_in_group, misfits
+from m2mkd_ray.execution.feasibility import misfits
 from m2mkd_ray.execution.interrupts import interrupts
 from m2mkd_ray.execution.launcher import Launcher
-from m2mkd_ray.execution.stage import Resources
 from m2mkd_ray.execution.worker import versions
 from m2mkd_ray.recipe import Recipe
 from m2mkd_ray.sweeps import points, results
 from m2mkd_ray.sweeps.draw import drawn
 from m2mkd_ray.sweeps.points import Point
 from m2mkd_ray.sweeps.results import SweepResults
+from m2mkd_ray.sweeps.room import Room, max_concurrent, of_a_worker
 from m2mkd_ray.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
 
-    from m2mkd_ray.sweeps.desk import Desk, Room
+    from m2mkd_ray.sweeps.desk import Desk
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "tune"
 """Tune's, in the sweep's."""
-_MOST_TRIALS = 128
-"""At the same time: each has a process, though an idle one."""
 _RETRIES = 10
 """How often Tune starts a trial's actor again whose node was lost without notice (a drained one does not count). What
 trains has the executor's own retries."""
@@ -86,9 +82,7 @@ def run(
     waiting = 0 if tried is None else of_a_worker(stages)
     number = sweep.budget.trials if tried is None else len(tried)
 
-    def room() -> "Room":
-        from m2mkd_ray.sweeps.desk import Room
-
+    def room() -> Room:
         seats = max(max_concurrent(stages, nodes) for nodes in (launcher.nodes(), launcher.most_nodes()))
         return Room(min(seats, number), min(seats + waiting, number))
 
@@ -181,54 +175,6 @@ def shared(sweep: Sweep, base: Recipe, tried: Sequence[Point] | None) -> list[St
                     found[stage.address] = stage
         common = found if common is None else {at: stage for at, stage in common.items() if at in found}
     return list((common or {}).values())
-
-
-def max_concurrent(stages: Sequence[Stage], nodes: Sequence[Node]) -> int:
-    """How many trials fill the cluster: as many as their stages have seats.
-
-    Stages of several seeds are no mates and take turns on few workers: then so many as fill a cohort of each.
-
-    Args:
-        stages: those of one trial that are its own.
-    """
-    kinds = Counter(_kind(stage) for stage in stages)
-    of_resources = Counter(resources for resources, _, _ in kinds)
-    fits = [
-        math.ceil(cohort * max(workers / of_resources[resources], min(workers, 1)) / number)
-        for (resources, cohort, _), number in kinds.items()
-        for workers in (_workers(resources, nodes),)
-    ]
-    return max(1, min([*fits, _MOST_TRIALS]))
-
-
-def of_a_worker(stages: Sequence[Stage]) -> int:
-    """How many trials fill a worker that becomes free. So many are to wait for it, or it would be left to fewer.
-
-    A worker becomes free all at once, when the last member of its cohort ends; seats that are free before make the
-    others faster (docs/design.md). With a whole cohort waiting, the next one is full, and begins at once.
-
-    Args:
-        stages: those of one trial that are its own.
-    """
-    kinds = Counter(_kind(stage) for stage in stages)
-    return max((math.ceil(cohort / number) for (_, cohort, _), number in kinds.items()), default=0)
-
-
-def _kind(stage: Stage) -> tuple[Resources, int, str]:
-    """Equal for stages that may be in one worker: what it holds, its seats, and who are mates."""
-    has_mates = stage.together is not None and stage.mates
-    return (stage.resources, stage.cohort, stage.mates) if has_mates else (stage.resources, 1, "")
-
-
-def _workers(resources: Resources, nodes: Sequence[Node]) -> int:
-    wanted = in_ray(resources)
-    if not wanted:
-        return _MOST_TRIALS
-    return sum(
-        math.floor(min(node.resources.get(name, 0.0) / amount for name, amount in wanted.items()) + 1e-6)
-        for node in nodes
-        if is_in_group(node, resources)
-    )
 
 
 def _stages(sweep: Sweep, base: Recipe, tried: Sequence[Point]) -> list[Stage]:

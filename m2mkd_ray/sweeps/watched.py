@@ -81,6 +81,12 @@ class Watched:
         return self.state == "complete"
 
     @property
+    def seed(self) -> int:
+        """Of its training, or its own."""
+        config: Any = self.stage.config
+        return int(getattr(getattr(config, "training", config), "seed", 0))
+
+    @property
     def worker(self) -> Worker:
         """Which process runs it, or ran it last; empty if none did."""
         return tuple(self.where.get(name) for name in ("actor_id", "host", "pid")) if self.where else ()

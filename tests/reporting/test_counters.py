@@ -8,7 +8,8 @@ from m2mkd_ray.reporting.counters import joined
 METRICS = {
     "steps": 40, "loss": 1.0, "images_per_s": 100.0, "data_wait": 0.1, "train_s": 50.0, "prefix_s": 5.0,
     "teacher_s": 10.0, "student_s": 20.0, "suffix_s": 2.5, "decodes": 5000, "teacher_calls": 2000,
-    "cache_hits": 3000, "flops": 4e14, "mfu": 0.25, "peak_memory_gb": 0.5,
+    "cache_hits": 3000, "cache_bytes": 2e6, "cache_kl_mean": 3.14e-5, "own_batches": 12,
+    "flops": 4e14, "mfu": 0.25, "peak_memory_gb": 0.5,
 }  # fmt: skip
 
 
@@ -71,7 +72,8 @@ def test_the_tables_have_all_and_recipes_where_there_are_several() -> None:
         "student": "40 %", "suffix": "5 %", "rest": "15 %",
     }  # fmt: skip
     assert dict(zip(counts.columns, counts.rows[1])) == names | {
-        "images decoded": "5,000", "teacher calls": "2,000", "cache hits": "60 %", "FLOP": "400 T", "FLOP/s": "8 T",
+        "images decoded": "5,000", "batches made alone": "12", "teacher calls": "2,000", "cache hits": "60 %",
+        "cache size": "2 MB", "cache KL, nats": "3.1e-05", "FLOP": "400 T", "FLOP/s": "8 T",
         "MFU": "25 %", "peak memory": "500 MB",
     }  # fmt: skip
 

@@ -13,8 +13,9 @@ from small_sweeps import small_sweep
 
 from m2mkd_ray.sweeps import asking
 from m2mkd_ray.sweeps.bell import close_desk, open_desk
-from m2mkd_ray.sweeps.desk import Desk, Room
+from m2mkd_ray.sweeps.desk import Desk
 from m2mkd_ray.sweeps.points import base, problems
+from m2mkd_ray.sweeps.room import Room
 from m2mkd_ray.sweeps.sweep import Sweep, TuneSearch
 from m2mkd_ray.sweeps.trials import Trial
 

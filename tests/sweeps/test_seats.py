@@ -10,7 +10,8 @@ from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.placement import Occupied, Seat
 from m2mkd_ray.sweeps.draw import drawn
 from m2mkd_ray.sweeps.points import base, recipes, targets
-from m2mkd_ray.sweeps.tuning import max_concurrent, of_a_worker, shared
+from m2mkd_ray.sweeps.room import max_concurrent, of_a_worker
+from m2mkd_ray.sweeps.tuning import shared
 from m2mkd_ray.sweeps.watched import ranks_held
 
 
