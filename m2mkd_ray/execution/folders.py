@@ -22,6 +22,7 @@ from typing import Protocol
 from pyarrow import fs
 
 from m2mkd_ray.errors import StoreError
+from m2mkd_ray.execution.scratch import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -241,11 +242,12 @@ class RemoteFolders:
 
     is_local = False
 
-    def __init__(self, filesystem: fs.FileSystem, root: str, cache: Path, base: str) -> None:
+    def __init__(self, filesystem: fs.FileSystem, root: str, cache: Path | None, base: str) -> None:
         self.filesystem = filesystem
         self.base = base.rstrip("/")
         self.root = root.rstrip("/")
-        self.cache = cache / hashlib.sha256(f"{filesystem.type_name}:{self.root}".encode()).hexdigest()[:12]
+        root_hash = hashlib.sha256(f"{filesystem.type_name}:{self.root}".encode()).hexdigest()[:12]
+        self.cache = (cache or private_folder("m2mkd-cache")) / root_hash
 
     def read(self, path: str) -> bytes | None:
         """See `Folders`."""
@@ -375,11 +377,11 @@ class RemoteFolders:
         return path.removeprefix(base).lstrip("/")
 
 
-def open_folders(root: str, filesystem: fs.FileSystem | None, cache: Path) -> Folders:
+def open_folders(root: str, filesystem: fs.FileSystem | None, cache: Path | None) -> Folders:
     """The folders of a store's root: a path, a URI that pyarrow knows, or a path in a given file system.
 
     Raises:
-        StoreError: the URI is none that pyarrow can open.
+        StoreError: the URI is none that pyarrow can open, or there is no safe place for the cache of a remote one.
     """
     if filesystem is not None:
         return RemoteFolders(filesystem, root, cache, base=root)

@@ -24,7 +24,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -103,8 +102,7 @@ class Store:
     @cached_property
     def folders(self) -> Folders:
         """The file system underneath."""
-        cache = Path(self._cache) if self._cache else Path(tempfile.gettempdir()) / f"m2mkd-cache-{os.getuid()}"
-        return open_folders(self.root, self._filesystem, cache)
+        return open_folders(self.root, self._filesystem, Path(self._cache) if self._cache else None)
 
     @property
     def filesystem(self) -> fs.FileSystem | None:

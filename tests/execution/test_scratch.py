@@ -1,10 +1,14 @@
 """What is half-written when a process is killed."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 from toy import Number, Pace, raise_value_error
 
+from m2mkd_ray.errors import StoreError
 from m2mkd_ray.execution import Stage, Store
 from m2mkd_ray.execution.job import here, job
 from m2mkd_ray.execution.scratch import own_folder
@@ -48,3 +52,52 @@ def test_the_folder_of_a_killed_process_goes_to_its_successor_empty(
         assert len({again, mate, other}) == 3
         assert list(again.iterdir()) == []
     assert list(tmp_path.rglob("*/*")) == []
+
+
+def a_link(folder: Path) -> None:
+    folder.with_name("elsewhere").mkdir(mode=0o700)
+    folder.symlink_to("elsewhere")
+
+
+def of_another_user(folder: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder away")
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 4321, -1)
+
+
+def of_everybody(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (a_link, "it is a symbolic link to elsewhere"),
+        (Path.touch, "it is no folder"),
+        (of_another_user, "it is uid 4321's"),
+        (of_everybody, r"others may write to it \(`drwxrwxrwx`\)"),
+    ],
+)
+def test_a_folder_that_another_user_may_have_made_is_refused(
+    make: Callable[[Path], None], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    scratch, cache = (tmp_path / f"m2mkd-{name}-{os.getuid()}" for name in ("scratch", "cache"))
+    make(scratch)
+    with pytest.raises(StoreError, match=rf"m2mkd-scratch-.*{found}.*removed, or set TMPDIR"), own_folder("a", "b"):
+        pass
+    scratch.rename(cache)
+    with pytest.raises(StoreError, match=rf"m2mkd-cache-.*{found}.*removed, or set TMPDIR"):
+        _ = Store("store", filesystem=fs.LocalFileSystem()).folders
+    assert Store(str(tmp_path / "store")).folders.names("") == [], "a local store has no cache"
+
+
+def test_nobody_else_may_look_into_folders_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with own_folder("a", "b") as folder:
+        for _ in range(2):  # one that is there already is taken as well
+            _ = Store("store", filesystem=fs.LocalFileSystem()).folders
+        private = [folder.parent, tmp_path / f"m2mkd-cache-{os.getuid()}"]
+        assert [oct(each.stat().st_mode & 0o777) for each in private] == ["0o700"] * 2
