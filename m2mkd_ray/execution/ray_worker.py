@@ -89,11 +89,13 @@ class Worker:
 @contextmanager
 def _importing() -> Iterator[None]:
     """Without looking for garbage, which importing does not make: it takes a fifth of the import of torch and timm."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 class OnNode:

@@ -1,6 +1,7 @@
 """The worker's actor as a plain object; with Ray it is tested in `test_pool.py`."""
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,17 @@ class Jobs:
         return unpickled, ()
 
 
+@pytest.fixture(params=[True, False], ids=["collecting", "not_collecting"])
+def is_collecting(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the process looks for garbage."""
+    if not request.param:
+        gc.disable()
+    yield request.param
+    gc.enable()
+
+
 def test_nothing_is_looked_through_for_garbage_while_a_seat_is_imported(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    is_collecting: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "1")  # put back afterwards
@@ -35,4 +45,4 @@ def test_nothing_is_looked_through_for_garbage_while_a_seat_is_imported(
     assert isinstance(end, Failed)
     assert "no GPU here" in str(end)
     assert collects == [False]
-    assert gc.isenabled()
+    assert gc.isenabled() == is_collecting, "as it was before"
