@@ -253,6 +253,12 @@ MISTAKES = (
         2,
     ),
     Mistake(
+        "misspelt augmentation policy",
+        "run demo --set 'pairs.augmentation={kind: timm, auto_augment: rand-m9-msdt0.5}'",
+        "pairs.augmentation.auto_augment: 'rand-m9-msdt0.5' is no policy that timm can read: Unknown RandAugment",
+        2,
+    ),
+    Mistake(
         "cache of views that never come again",
         "run demo --set 'pairs.cache={kind: float16}'",
         "`cache` keeps the logits of views that come again: set `views`",

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup, auto_augment, create_transform
 from timm.data.auto_augment import AugmentOp
 from timm.data.mixup import mixup_target
@@ -28,6 +28,11 @@ from torchvision.transforms import Normalize
 
 Kind = Literal["none", "light", "timm"]
 Colour = tuple[float, float, float]
+_SPELLING = (
+    "It is rand, augmix, original, originalr, v0, v0r or 3a, and then settings with their values, each behind a dash. "
+    "rand has m (magnitude), n (operations an image), p, mstd, mmax, inc (1: worse with magnitude), t (weights, 3a or "
+    "3aw); augmix has m, w, d, a, b and mstd, all others mstd. For example rand-m9-mstd0.5-inc1; null for none"
+)
 
 
 class Augmentation(BaseModel, frozen=True, extra="forbid"):
@@ -68,6 +73,13 @@ class Augmentation(BaseModel, frozen=True, extra="forbid"):
     crop_pct: float | None = Field(None, gt=0, le=1)
     """Evaluation resizes to img_size / crop_pct and crops the centre; None: 224/256 for timm, otherwise 1."""
 
+    @field_validator("auto_augment")
+    @classmethod
+    def _is_a_policy_of_timm(cls, policy: str | None) -> str | None:
+        if policy is not None and (found := _misspelt(policy)) is not None:
+            raise ValueError(f"{policy!r} is no policy that timm can read: {found}. {_SPELLING}")
+        return policy
+
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> "Augmentation":
         idle = [
@@ -92,6 +104,20 @@ class Augmentation(BaseModel, frozen=True, extra="forbid"):
     def is_mixing(self) -> bool:
         """Whether mixup or cutmix is on."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def _misspelt(policy: str) -> str | None:
+    """What timm cannot read of a policy, or takes for nothing without a word (timm 1.0.31, `data/auto_augment.py`)."""
+    kind, *settings = policy.split("-")
+    sets = {"tweights", "t3a", "t3aw"} if kind == "rand" else set()
+    nothing = [one for one in settings if one not in sets and (one[:1] == "t" or not any(map(str.isdigit, one)))]
+    if not kind or nothing:
+        return f"{', '.join(map(repr, nothing or [kind]))} says nothing to it"
+    try:
+        create_transform(32, is_training=True, auto_augment=policy)
+    except (AssertionError, ValueError) as error:  # what it expects, it asserts
+        return str(error) or f"it knows no {kind!r}"
+    return None
 
 
 IMAGENET = Augmentation(

@@ -162,6 +162,36 @@ def test_a_setting_without_effect_is_refused():
         Augmentation(kind="light", auto_augment="rand-m9")
 
 
+@pytest.mark.parametrize(
+    ("policy", "found"),
+    [
+        ("v1", "Unknown AA policy v1"),
+        ("random-m9", "it knows no 'random'"),
+        ("rand-m9-x3", "Unknown RandAugment config section"),
+        ("rand-m9.5", r"invalid literal for int\(\) with base 10: '9.5'"),
+        ("augmix-m3-n2", "Unknown AugMix config section"),
+        ("original-m9", "Unknown AutoAugment config section"),
+        # These are built by timm, as if what it does not know were not there.
+        ("rand-m9-mstd-inc1", "'mstd' says nothing to it"),
+        ("rand-m9-inc-tweight", "'inc', 'tweight' says nothing to it"),
+        ("", "'' says nothing to it"),
+    ],
+)
+def test_a_policy_that_timm_does_not_read_whole_is_refused_with_how_one_is_spelt(policy: str, found: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"(?s)auto_augment\n.*{policy!r} is no policy .* read: {found}\. It is rand"
+    ):
+        Augmentation(kind="timm", auto_augment=policy)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["rand-m9-n3-p0.7-mstd0.5-mmax12-inc1-t3aw", "rand-mstd101-tweights", "augmix-m5-w4-d2-a0.5-b1", "3a", "v0r"],
+)
+def test_whatever_timm_reads_whole_is_a_policy(policy: str) -> None:
+    assert Augmentation(kind="timm", auto_augment=policy).auto_augment == policy
+
+
 @pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand-m9-mstd0.5-inc1", "originalr", "augmix-m5"])
 def test_an_operation_of_no_bits_makes_an_image_black(policy: str) -> None:
     """timm asks Pillow for 0 bits at magnitude 10, which Pillow refuses; the mask of no bits leaves nothing."""
