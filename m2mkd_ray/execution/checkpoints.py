@@ -59,19 +59,23 @@ class StoreCheckpoints:
 
     def save(self, step: int, files: Path) -> None:
         """Keep the folder `files` (it is moved) as the checkpoint of `step`; all but two go."""
-        name, prepared = f"{step:012d}", self.scratch()
+        prepared = self.scratch()
+        try:
+            self._put(step, files, prepared, f"{self._path}/{step:012d}")
+        finally:
+            shutil.rmtree(prepared, ignore_errors=True)  # where putting copies, or failed
+        for old in self._names()[:-_KEPT]:
+            self._folders.delete(f"{self._path}/{old}")
+
+    def _put(self, step: int, files: Path, prepared: Path, path: str) -> None:
         shutil.copytree(files, prepared, dirs_exist_ok=True, copy_function=shutil.move)
         shutil.rmtree(files)  # its folders, empty by now
         listing = {file: digest.as_json() for file, digest in digests(prepared, skip=[_MANIFEST]).items()}
         content = {"step": step, "id": uuid.uuid4().hex, "files": listing}
         (prepared / _MANIFEST).write_text(json.dumps(content), encoding="utf-8")
-        if not self._folders.put(prepared, f"{self._path}/{name}", last=_MANIFEST):
-            self._folders.delete(f"{self._path}/{name}")
-            self._folders.put(prepared, f"{self._path}/{name}", last=_MANIFEST)
-        if prepared.exists():
-            shutil.rmtree(prepared)
-        for old in self._names()[:-_KEPT]:
-            self._folders.delete(f"{self._path}/{old}")
+        if not self._folders.put(prepared, path, last=_MANIFEST):
+            self._folders.delete(path)
+            self._folders.put(prepared, path, last=_MANIFEST)
 
     def _names(self) -> list[str]:
         return [name for name in self._folders.names(self._path) if name.isdigit()]

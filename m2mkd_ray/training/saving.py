@@ -2,11 +2,13 @@
 
 The state is copied at once and written by a thread, so a slow disk costs the
 training a copy. At most one checkpoint is on its way: the next one waits for it.
-What a write raises is raised by the next `save` or `wait`. A process that is killed
-in mid-write leaves no harm, because sessions keep checkpoints whole or not at all.
+What a write raises is raised by the next `save` or `wait`, and what it had written goes.
+A process that is killed in mid-write leaves no harm, because sessions keep checkpoints
+whole or not at all.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +58,11 @@ class Saver:
 
     def _write(self, step: int, write: Callable[[Path], None], history: str | None) -> None:
         folder = self._checkpoints.scratch()
-        write(folder)
-        if history is not None:
-            (folder / HISTORY).write_text(history)
-        self._checkpoints.save(step, folder)
+        try:
+            write(folder)
+            if history is not None:
+                (folder / HISTORY).write_text(history)
+            self._checkpoints.save(step, folder)
+        except BaseException:  # a full disk, say, which must not become fuller with every try
+            shutil.rmtree(folder, ignore_errors=True)  # what is raised is why there is no checkpoint
+            raise

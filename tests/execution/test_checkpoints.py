@@ -83,3 +83,15 @@ def test_saving_a_step_again_replaces_it(any_store: Store, tmp_path: Path) -> No
 def test_the_folder_that_was_given_is_gone(any_store: Store, tmp_path: Path) -> None:
     save(any_store, tmp_path, 1)
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("files-")] == []
+
+
+def test_one_that_cannot_be_kept_leaves_nothing_half_written(
+    any_store: Store, tmp_path: Path, folder_of: Callable[[Store], Path]
+) -> None:
+    unfinished = folder_of(any_store) / ".partial" / ADDRESS
+    unfinished.mkdir(parents=True)
+    (unfinished / "checkpoint").write_text("in the way")
+    with pytest.raises(OSError, match="checkpoint"):
+        save(any_store, tmp_path, 1)
+    assert list(tmp_path.rglob("state")) == []
+    assert list(tmp_path.rglob("out-*")) == []

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,28 @@ def test_an_error_of_a_write_is_told_by_the_next_call(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space left"):
         saver.save(2, Writes("two"), [])
     saver.wait()
+    saver.close()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_what_a_failed_write_left_is_removed_and_the_error_is_told(tmp_path: Path, beside: bool) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "state.pt").write_text("ha")
+        raise OSError("no space left")
+
+    store = Store(str(tmp_path))
+    saver = Saver(store.checkpoints(ADDRESS), beside=beside)
+
+    def save(step: int, write: Callable[[Path], None]) -> None:
+        saver.save(step, write, [])
+        saver.wait()
+
+    with pytest.raises(OSError, match="no space left"):
+        save(1, fill)
+    (tmp_path / ".partial" / ADDRESS / "checkpoint").write_text("in the way")
+    with pytest.raises(OSError, match="checkpoint"):
+        save(2, Writes("written, but not kept"))
+    assert [file.name for file in tmp_path.rglob("*") if file.name not in (".partial", ADDRESS)] == ["checkpoint"]
     saver.close()
 
 
