@@ -22,7 +22,7 @@ from typing import Protocol
 from pyarrow import fs
 
 from m2mkd_ray.errors import StoreError
-from m2mkd_ray.execution.scratch import private_folder
+from m2mkd_ray.execution.scratch import private_folder, process_folder
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Folders(Protocol):
         """A new empty local folder, from which putting something at `path` is cheap."""
 
     def forget_scratch(self, path: str) -> None:
-        """Delete all such folders of `path` that this node has."""
+        """Delete all such folders of `path`; of those on this node's disk, its own and what dead processes left."""
 
     def where(self, path: str) -> str:
         """A path or URI that other libraries understand."""
@@ -289,7 +289,7 @@ class RemoteFolders:
         target = self.cache / f"{path}@{version}"
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=target.parent))
+            temporary = self.scratch(path)
             for name in files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 fs.copy_files(
@@ -350,13 +350,13 @@ class RemoteFolders:
 
     def scratch(self, path: str) -> Path:
         """See `Folders`."""
-        parent = self.cache / "scratch" / path
+        parent = process_folder(self.cache / "scratch") / path
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=parent))
 
     def forget_scratch(self, path: str) -> None:
         """See `Folders`."""
-        shutil.rmtree(self.cache / "scratch" / path, ignore_errors=True)  # another worker may be as fast
+        shutil.rmtree(process_folder(self.cache / "scratch") / path, ignore_errors=True)  # there may be none
 
     def where(self, path: str) -> str:
         """See `Folders`."""

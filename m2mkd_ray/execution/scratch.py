@@ -1,19 +1,29 @@
-"""Folders on a node's own disk that a killed process leaves to its successor to remove.
+"""Folders on a node's own disk for what is only on its way: parts to be uploaded next, checkpoints that were fetched.
 
-For what is only on its way: parts that are uploaded next, checkpoints that were fetched.
-A folder of the system's with a random name would stay for ever when its process is killed.
+A process makes them in a folder of its own, which it keeps locked (`flock`) as long as it lives. However it ends, the
+lock goes with it, so whoever needs such a folder next on that node, for any stage, can tell what the dead left, and
+removes it. Turned down: a folder a stage, which its next attempt removes (that may run on another node, and what the
+first one had left stays); pids (containers that share a disk have the same ones).
 """
 
-import hashlib
+import atexit
+import fcntl
+import logging
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from m2mkd_ray.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+_LOCKED = "process-"
+"""What the names of folders begin with whose process is dead if their lock can be had."""
 
 
 def private_folder(name: str) -> Path:
@@ -50,26 +60,60 @@ def _what_others_may_change(folder: Path) -> str | None:
 
 
 @contextmanager
-def own_folder(durable: str, name: str) -> Iterator[Path]:
-    """An empty folder on this node's disk for a process of a stage; it is removed at the end.
-
-    What a killed process left is removed by the next one of the same stage and name on the node, so at most one may
-    run at a time.
-
-    Args:
-        durable: the stage's place in the store (`StageContext.durable`), which tells it from all others.
-        name: which process of the stage it is for: `rank-0`.
+def own_folder(name: str) -> Iterator[Path]:
+    """An empty folder on this node's disk, which is removed at the end; its name begins with `name`.
 
     Raises:
         StoreError: the folder that holds all of them is not this user's alone (`private_folder`).
     """
-    stage = hashlib.sha256(durable.encode()).hexdigest()[:12]
-    parent = private_folder("m2mkd-scratch")
-    for left in parent.glob(f"{stage}-{name}.*"):
-        shutil.rmtree(left, ignore_errors=True)  # one that was thought to be dead may remove it too
-    folder = parent / f"{stage}-{name}.{os.getpid()}"
-    folder.mkdir(mode=0o700)
+    parent = process_folder(private_folder("m2mkd-scratch"))
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def process_folder(parent: Path) -> Path:
+    """This process's own folder below `parent`, on the node's own disk; those of dead processes there are removed."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_what_the_dead_left(parent)
+    folder = _locked_folder(parent, os.getpid())
+    if not folder.is_dir():  # somebody cleaned up, and took it for old
+        _locked_folder.cache_clear()
+        folder = _locked_folder(parent, os.getpid())
+    return folder
+
+
+@cache
+def _locked_folder(parent: Path, pid: int) -> Path:
+    """Made once a process; `pid` tells a forked one from its parent."""
+    hidden = Path(tempfile.mkdtemp(prefix=".", dir=parent))
+    descriptor = os.open(hidden, os.O_RDONLY)  # stays open: the lock goes with it
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        logger.warning("%s cannot be locked (%s); if this process is killed, what it has there stays", hidden, error)
+        folder = hidden
+    else:
+        folder = hidden.rename(parent / f"{_LOCKED}{pid}-{hidden.name[1:]}")
+    atexit.register(_remove_own, folder, pid)
+    return folder
+
+
+def _remove_own(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked process does at its end what its parent meant for its own
+        shutil.rmtree(folder, ignore_errors=True)  # what is left, the next process removes
+
+
+def _remove_what_the_dead_left(parent: Path) -> None:
+    for folder in parent.glob(f"{_LOCKED}*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # someone else was faster
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now, the next one tries
+        except BlockingIOError:
+            pass  # its process lives
+        finally:
+            os.close(descriptor)

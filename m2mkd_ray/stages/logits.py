@@ -59,7 +59,7 @@ def run(config: LogitsConfig, context: StageContext) -> Metrics:
 def together(members: Sequence[Member]) -> Iterator[Left]:
     """Write the logits of several pairs' teachers, batch by batch. They read the same batches, meta and split."""
     with ExitStack() as stack:
-        local = [stack.enter_context(own_folder(member.context.durable, "logits")) for member in members]
+        local = [stack.enter_context(own_folder("logits")) for _ in members]
         yield from _together(members, local)
 
 

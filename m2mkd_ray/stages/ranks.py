@@ -129,7 +129,7 @@ def _train(job: RankJob) -> None:
     of_train = ray.train.get_context()
     rank, world = of_train.get_world_rank(), of_train.get_world_size()
     ranks = Ranks(world, placement.deepspeed.zero_stage, time.time())
-    with own_folder(job.durable, f"rank-{rank}") as folder:
+    with own_folder(f"rank-{rank}") as folder:
         _train_with(RankSession(job, rank, ranks, folder))
 
 
