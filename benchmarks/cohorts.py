@@ -31,7 +31,8 @@ from rich.table import Table
 
 from benchmarks._run import parser, write
 from benchmarks.decodes import jpegs
-from m2mkd_ray.data import IMAGENET, guess_importer, import_data
+from m2mkd_ray.data import DATASETS, IMAGENET, guess_importer, import_data
+from m2mkd_ray.errors import M2mkdError, UsageError
 from m2mkd_ray.execution.executor import execute
 from m2mkd_ray.execution.ray_launcher import RayLauncher
 from m2mkd_ray.execution.stage import Stage
@@ -112,11 +113,12 @@ def main() -> None:
         options.error("--only tiny_imagenet reads Tiny-ImageNet's own images: say where they are by --tiny-imagenet")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="m2-") as folder:
-        jpegs(Path(folder), arguments.rows)
         if source is not None:
-            data = Path(folder) / "data"
-            kind, images = guess_importer(source), 4 * arguments.rows
-            import_data(kind, source, "tiny-imagenet", data, rows_per_group=64, limit=images)
+            try:
+                import_tiny_imagenet(source, Path(folder) / "data", images=4 * arguments.rows)
+            except M2mkdError as error:
+                options.error(f"--tiny-imagenet: {error}")
+        jpegs(Path(folder), arguments.rows)
         for name in chosen:
             results[name] = measured(name, Path(folder), arguments.settings, arguments.repeats, arguments.index)
     table = Table("work", "apart, CPU s", "together, CPU s", "ratio", "of each repeat", "ratio with start")
@@ -134,6 +136,24 @@ def main() -> None:
     fields = {f"{name}_ratio": found["ratio"] for name, found in results.items()}
     fields |= {f"{name}_with_start_ratio": found["ratio_with_start"] for name, found in results.items()}
     write(arguments.json, {**fields, "rows": arguments.rows, "index": arguments.index, "work": results})
+
+
+def import_tiny_imagenet(source: Path, out: Path, images: int) -> None:
+    """Import `images` of each split of Tiny-ImageNet to `out`.
+
+    Raises:
+        UsageError: `source` is not there, is in no form that can be imported, or holds another data set.
+        DataError: its images cannot be read.
+    """
+    if not source.exists():
+        raise UsageError(f"There is no {source}. Give the unpacked archive, or the folder of the Parquet files.")
+    index = import_data(guess_importer(source), source, "tiny-imagenet", out, rows_per_group=64, limit=images)
+    expected = DATASETS["tiny-imagenet"].classes
+    if index.num_classes != expected or "train" not in index.splits:
+        raise UsageError(
+            f"{source} has {index.num_classes} classes and the splits {', '.join(index.splits)}. Tiny-ImageNet has "
+            f"{expected} classes and a split train. Give the unpacked archive, or the folder of the Parquet files."
+        )
 
 
 def settings_of(kind: Kind, data_root: Path, epochs: float) -> list[str]:

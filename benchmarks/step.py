@@ -247,17 +247,15 @@ def main() -> None:
     options.add_argument("--pairs", type=int, nargs="+", default=[0, 1, 2, 3])
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--compile", action="store_true", help="also ours with placement.compile")
-    options.add_argument("--shapes", nargs="+", metavar="NAME", help="only these shapes; default: all")
+    known = {shape.name: shape for shape in shapes()}
+    options.add_argument("--shapes", nargs="+", choices=known, default=list(known), help="default: all")
     options.add_argument("--store", help="without effect: for `make bench`")
     options.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
-    chosen = [shape for shape in shapes() if arguments.shapes is None or shape.name in arguments.shapes]
-    if not chosen:
-        options.error(f"--shapes: found {arguments.shapes}, expected some of {[shape.name for shape in shapes()]}")
     results = [
-        measure(shape, index, turns=arguments.turns, steps=arguments.steps, compile=arguments.compile)
-        for shape in chosen
+        measure(known[name], index, turns=arguments.turns, steps=arguments.steps, compile=arguments.compile)
+        for name in dict.fromkeys(arguments.shapes)
         for index in arguments.pairs
     ]
     ways = list(results[0]["seconds"])
