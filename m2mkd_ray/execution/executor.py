@@ -86,8 +86,8 @@ def execute(
         verify: compare the contents of all complete artifacts with their hashes first, not only their sizes.
         stall_timeout_s: kill and retry a stage that has reported in this attempt, and then for so long no more;
             None: never. After its last step a stage has as long as it needs; before its first report see below.
-        wait_timeout_s: give a stage up that no node has been able to hold for so long, and one that has reported
-            nothing for so long since a worker took it up, as ranks that find no place do; None: never.
+        wait_timeout_s: give a stage up that no node has been able to hold for so long, and one whose worker has
+            reported nothing for so long since it took it up, as ranks that find no place do; None: never.
         decide: what to do about a failure.
         place: which stages get a worker, where and in which order; None: all, as the plan has them (`AsGiven`).
         ahead: asks an autoscaler for nodes before stages become ready; None: nobody does.
@@ -208,6 +208,8 @@ class _Executor:
     def _handle(self, report: Report) -> None:
         run = self._runs[report.address]
         self._seating.change()
+        if not isinstance(report, Started):
+            run.leave()
         match report:
             case Started(where=where):
                 self._book.wait_no_longer(run)
@@ -300,9 +302,9 @@ class _Executor:
     def _watch_progress(self, run: Run) -> None:
         progress = self._store.progress(run.stage.address)
         if progress is not None and progress != run.progress:
-            run.progress, run.changed = progress, time.monotonic()
+            run.hear(progress)
             self._book.tell(StageProgress(run.stage, progress))
-        elif self._stall_timeout_s is not None and run.silence_s > self._stall_timeout_s:
+        elif self._stall_timeout_s is not None and self._seating.silence_s(run) > self._stall_timeout_s:
             self._kill(run, Kind.STALLED, f"STALLED: it reported nothing for {self._stall_timeout_s:.0f} s")
         elif self._wait_timeout_s is not None and run.unheard_s > self._wait_timeout_s:
             self._kill(run, Kind.UNPLACED, _UNHEARD.format(self._wait_timeout_s))

@@ -36,6 +36,8 @@ class Seated:
     """Id of the node that its worker is on; None until it has one."""
     since: float = 0.0
     """Monotonic time at which its worker took it up."""
+    heard: float = 0.0
+    """Monotonic time at which one of its stages last reported, or left after that; 0 before its first report."""
 
 
 @dataclass(eq=False)
@@ -81,14 +83,21 @@ class Run:
     @property
     def silence_s(self) -> float:
         """Seconds since its last report; 0 where none is due: before this attempt's first, and after the last step."""
-        if self.changed is None or self.progress is None or self.progress.step >= self.progress.total_steps:
-            return 0.0
-        return time.monotonic() - self.changed
+        return 0.0 if self.changed is None or self.is_after_last_step else time.monotonic() - self.changed
+
+    @property
+    def is_after_last_step(self) -> bool:
+        """Whether it, or an attempt before it, has reported its last step."""
+        return self.progress is not None and self.progress.step >= self.progress.total_steps
 
     @property
     def unheard_s(self) -> float:
-        """Seconds since a worker took it up, as long as this attempt has reported nothing; 0 otherwise."""
-        return time.monotonic() - self.started if self.started is not None and self.changed is None else 0.0
+        """Seconds since a worker took it up, as long as nobody in that worker has reported; 0 otherwise.
+
+        A member of a cohort that goes on from a later checkpoint than its mates says nothing until they are there.
+        """
+        is_unheard = self.seated is not None and not self.seated.heard
+        return time.monotonic() - self.started if self.started is not None and is_unheard else 0.0
 
     def kind_of(self, kind: Kind) -> Kind:
         """A failure as it is to be judged: memory that was too small for a cohort may do for one of its members."""
@@ -104,6 +113,17 @@ class Run:
             None,
             progress,
         )
+
+    def hear(self, progress: Progress) -> None:
+        """It has reported."""
+        self.progress, self.changed = progress, time.monotonic()
+        if self.seated is not None:
+            self.seated.heard = self.changed
+
+    def leave(self) -> None:
+        """It has left its worker: those that waited for it there may have to report from now on."""
+        if self.seated is not None and self.seated.heard:
+            self.seated.heard = time.monotonic()
 
     def take_lost_steps(self) -> int:
         """The steps that were lost; they are told once."""

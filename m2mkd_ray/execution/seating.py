@@ -130,8 +130,24 @@ class Seating:
 
     def has_mates(self, run: Run) -> bool:
         """Whether others are at work in its worker."""
+        return bool(self._mates(run))
+
+    def silence_s(self, run: Run) -> float:
+        """Seconds for which a report has been due of a stage; 0 where none is (`Run.silence_s`).
+
+        Before its first report one is due when nobody who has reported is left in its worker: until then it may wait
+        for mates that are behind it.
+        """
+        if run.changed is not None:
+            return run.silence_s
+        has_to_wait = any(mate.changed is not None for mate in self._mates(run))
+        if run.seated is None or not run.seated.heard or has_to_wait or run.is_after_last_step:
+            return 0.0
+        return time.monotonic() - run.seated.heard
+
+    def _mates(self, run: Run) -> list[Run]:
         others = (other for other in self._runs.values() if other is not run and other.seated is run.seated)
-        return any(other.state is State.RUNNING for other in others)
+        return [other for other in others if other.state is State.RUNNING]
 
     # Nodes
 

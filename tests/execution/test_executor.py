@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import toy
-from doubles import Desk
-from toy import Chain, Number, Pace, chain, diamond, expected_state, number, slow_chain
+from doubles import Worker
+from toy import Chain, Number, Pace, chain, cohort, diamond, expected_state, number, slow_chain
 
 from m2mkd_ray.errors import LockedError, RunError, StoreError, TrainingError, UsageError
 from m2mkd_ray.execution import (
@@ -25,7 +25,6 @@ from m2mkd_ray.execution import (
     Metrics,
     Outcome,
     Progress,
-    Resources,
     Stage,
     StageContext,
     StageEnded,
@@ -37,10 +36,7 @@ from m2mkd_ray.execution import (
     execute,
     plan_status,
 )
-from m2mkd_ray.execution.job import Job, here
-from m2mkd_ray.execution.launcher import Finished, Report, Started
 from m2mkd_ray.execution.locks import Locks, owner_of
-from m2mkd_ray.execution.worker import run_job
 
 DRIVER = """
 import sys
@@ -338,37 +334,6 @@ def test_a_store_that_fails_too_does_not_hide_the_error(tmp_path: Path, caplog: 
 # Stages that say nothing
 
 
-class Worker(Desk):
-    """A launcher whose only worker runs for as many polls as there are reports, and says what they say."""
-
-    def __init__(self, says: Sequence[tuple[int, int] | None]) -> None:
-        super().__init__()
-        self.says = says
-
-    def submit(
-        self,
-        jobs: Sequence[Job],
-        store: Store,
-        node: str | None = None,
-        resources: Resources | None = None,
-        *,
-        goes_first: bool = False,
-    ) -> None:
-        (self.job,), self.store = jobs, store
-        self.todo: list[tuple[int, int] | str | None] = ["start", *self.says, "end"]
-
-    def poll(self, timeout_s: float) -> list[Report]:
-        time.sleep(0.01)
-        match self.todo.pop(0):
-            case "start":
-                return [Started(self.job.address, here())]
-            case "end":
-                return [Finished(self.job.address, run_job(self.job, self.store, here()))]
-            case (int(step), int(total)):
-                self.store.say_progress(self.job.address, Progress(step, total, {}, time.time(), 1, "here"))
-        return []
-
-
 SILENCE = [None] * 20  # 0.2 s at least
 
 
@@ -409,6 +374,37 @@ def test_a_stage_that_never_reports_is_given_up_as_its_ranks_may_find_no_place(
     for failure in outcome.failed:
         assert "said nothing for 0 s since it started: its ranks (Ray Train) may wait" in failure.message
         assert "--wait-timeout" in failure.reason
+
+
+MATES_STEPS = [(step, 99, 1) for step in range(20)]  # the second member's; 0.2 s at least
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        ([*MATES_STEPS, (6, 9, 0)], None),  # it waits until its mate is where it is
+        ([*MATES_STEPS, "left 1", *SILENCE], Kind.STALLED),
+        (SILENCE, Kind.UNPLACED),
+    ],
+    ids=["while its mate reports", "when its mate has left", "in a worker that says nothing"],
+)
+def test_a_member_that_is_ahead_of_its_cohort_may_be_silent(
+    store: Store, monkeypatch: pytest.MonkeyPatch, says: list[tuple[int, ...] | str | None], kind: Kind | None
+) -> None:
+    monkeypatch.setattr("m2mkd_ray.execution.executor._WATCH_LOCAL_S", 0.0)
+    (ahead, mate), worker = cohort([9, 99]), Worker(says)
+    store.say_progress(ahead.address, Progress(5, 9, {}, 0.0, 1, "here"))  # of an attempt before
+    outcome = execute(
+        [ahead, mate],
+        store,
+        worker,
+        stall_timeout_s=0.1,
+        wait_timeout_s=0.1,
+        decide=lambda kind, history: GiveUp(str(kind)),
+    )
+    failed = {failure.stage.name: failure.kind for failure in outcome.failed}
+    assert failed.get(ahead.name) == kind
+    assert worker.killed[:1] == ([] if kind is None else [ahead.address])
 
 
 def test_why_a_stage_waited_is_forgotten_by_the_driver_that_comes_after(store: Store) -> None:
