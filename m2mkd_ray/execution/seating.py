@@ -37,7 +37,8 @@ class Seating:
         self._placer = placer
         self._ahead = ahead
         self._seconds: dict[str, float] = {}
-        self._nodes: list[Node] = []
+        self._nodes: list[Node] | None = None
+        """Those that were there at the last look; None before the first."""
         self._next_look = 0.0
         self._left_out: set[str] = set()
         self._ready: dict[str, float] = {}
@@ -61,7 +62,7 @@ class Seating:
         is_as_before = addresses == self._left_out and not self._has_changed and now < self._ask_at
         if not ready or is_as_before:
             return
-        if not self._nodes:
+        if self._nodes is None:
             self._nodes = self._launcher.nodes()
         self._ready = {address: self._ready.get(address, now) for address in addresses}
         for seat in self._placer.seats([run.offered for run in ready], self._view()):
@@ -97,7 +98,7 @@ class Seating:
         ]
         # In one process everything runs in turn, and nothing idles while a stage waits.
         ready_s = {} if self._launcher.runs_in_process else {at: now - since for at, since in self._ready.items()}
-        return View(self._nodes, occupied, self._seconds, self._coming(), ready_s)
+        return View(self._nodes or [], occupied, self._seconds, self._coming(), ready_s)
 
     def _coming(self) -> list[Stage]:
         """Stages that wait for nothing but what is complete, or what a worker has begun."""
@@ -167,7 +168,7 @@ class Seating:
             return False
         self._next_look = time.monotonic() + _NODES_EVERY_S
         before, self._nodes = self._nodes, self._launcher.nodes()
-        if not before or {node.id for node in before} == {node.id for node in self._nodes}:
+        if before is None or {node.id for node in before} == {node.id for node in self._nodes}:
             return False
         logger.info("%d nodes are there, before there were %d", len(self._nodes), len(before))
         return True
