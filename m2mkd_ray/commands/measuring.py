@@ -1,13 +1,13 @@
 """`m2mkd run --placement auto`: measure first what the modules cost on each type of device that is there."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from m2mkd_ray.commands.placing import placer, profiles, works_of
 from m2mkd_ray.commands.seats import seat_problems
 from m2mkd_ray.errors import LockedError, PlanError, UsageError
-from m2mkd_ray.execution import Launcher, Stage, Store, execute
+from m2mkd_ray.execution import Event, Launcher, Outcome, Requests, Stage, StageWaits, Store, execute
 from m2mkd_ray.execution.feasibility import Node, lack
 from m2mkd_ray.execution.given import AsGiven
 from m2mkd_ray.execution.placement import Placer, Seat, View
@@ -112,19 +112,34 @@ def measure_costs(
     wait_timeout_s: float | None = None,
 ) -> None:
     """Run the profiles that are not complete. What cannot be measured costs the plan its measure, not the run its
-    start."""
+    start: a profile is given up as soon as no node of its type is there that could hold it."""
+    requests, lacks = Requests(), dict[str, str]()
+    requests.close()
+
+    def give_up(event: Event) -> None:
+        if isinstance(event, StageWaits) and isinstance(event.stage.config, ProfileConfig):
+            lacks[event.stage.address] = event.reason
+            requests.withdraw([event.stage.address])
+
     try:
         outcome = execute(
             wanted,
             store,
             launcher,
             place=OnItsType(),
+            on_event=give_up,
             stall_timeout_s=stall_timeout_s,
             wait_timeout_s=wait_timeout_s,
+            requests=requests,
         )
     except LockedError as error:
         logger.warning("Costs are not measured, and FLOPs stand for them: another run does it now: %s", error)
         return
+    _say_what_is_not_measured(outcome, lacks)
+
+
+def _say_what_is_not_measured(outcome: Outcome, lacks: Mapping[str, str]) -> None:
+    """Say what of the profiles there is none of, and why; `lacks`: what those that were given up waited for."""
     for failure in outcome.failed:
         if isinstance(failure.stage.config, ProfileConfig):
             logger.warning("%s failed, so FLOPs stand for its measure: %s", failure.stage.name, failure.message)
@@ -133,3 +148,6 @@ def measure_costs(
     for skip in outcome.skipped:
         causes = ", ".join(stage.name for stage in skip.because)
         logger.warning("%s was not measured, because of %s: FLOPs stand for it", skip.stage.name, causes)
+    for gone in outcome.withdrawn:
+        reason = lacks[gone.stage.address]
+        logger.warning("%s was not measured: it asks for %s. FLOPs stand for it", gone.stage.name, reason.rstrip("."))
