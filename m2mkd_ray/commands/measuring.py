@@ -82,7 +82,8 @@ def placer_of(
 
     Raises:
         UsageError: there is no such placement, it does not fit the plan, or stages run in this process.
-        PlanError: stages that no node can hold, with what is missing.
+        PlanError: stages that no node can hold, neither of those that are there nor of those that are known to be
+            able to come, with what is missing.
     """
     todo = [stage for stage in stages if store.status(stage.address, verify=verify).state != "complete"]
     if name == "given" or not todo:
@@ -90,18 +91,37 @@ def placer_of(
     if launcher.runs_in_process:
         raise UsageError(f"--placement {name} plans workers on nodes, which --launcher local has not. Leave it out.")
     nodes, grows = launcher.nodes(), launcher.may_grow()
-    asked = placer(name, stages, {}, nodes=nodes, grows=grows)  # a mistake in a file is told before anything starts
     modules = [stage for stage in todo if isinstance(stage.config, IncubateConfig)]
+
+    def planned() -> Placer:
+        place = placer(name, stages, works_of(modules, recipe, nodes, store), nodes=nodes, grows=grows)
+        if isinstance(place, Planner) and (everywhere := _all_nodes(nodes, launcher)) is not None:
+            _refuse_what_fits_nowhere(modules, everywhere, place)
+        return place
+
+    place = planned()  # a mistake in a file, and what fits nowhere by what is known, are told before anything starts
     if not modules:
-        return asked
+        return place
     measure_costs(profiles(modules, nodes), store, launcher, stall_timeout_s, wait_timeout_s)
-    place = placer(name, stages, works_of(modules, recipe, nodes, store), nodes=nodes, grows=grows)
-    problems = []
-    if isinstance(place, Planner) and not grows:
-        problems = seat_problems(modules, nodes, place.works(modules, nodes, {}))
-    if problems:
+    return planned()
+
+
+def _all_nodes(nodes: Sequence[Node], launcher: Launcher) -> list[Node] | None:
+    """The nodes that are there and all that may come; None where it is not known which may."""
+    if not launcher.may_grow():
+        return list(nodes)
+    types = [node for node in launcher.most_nodes() if not node.id]  # those that are there have one
+    return [*nodes, *types] if types else None
+
+
+def _refuse_what_fits_nowhere(stages: Sequence[Stage], nodes: Sequence[Node], planner: Planner) -> None:
+    """Look for stages that none of these nodes can hold, by what is known of their costs.
+
+    Raises:
+        PlanError: there are some, with what is missing.
+    """
+    if problems := seat_problems(stages, nodes, planner.works(stages, nodes, {})):
         raise PlanError("\n".join(["These stages can never be placed:", *(f"- {text}" for text in problems)]))
-    return place
 
 
 def measure_costs(

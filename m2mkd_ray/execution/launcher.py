@@ -69,7 +69,10 @@ class Launcher(Protocol):
         """Whether more nodes may come."""
 
     def most_nodes(self) -> list[Node]:
-        """The nodes that there may be at once at most, as far as that is known; those that are there otherwise."""
+        """The nodes that there may be at once at most, as far as that is known; those that are there otherwise.
+
+        Nodes that are still to come have no `id`.
+        """
 
     def problems(self, plan: Sequence[Stage], store: Store) -> list[str]:
         """Why the plan cannot run here, a sentence for each reason; empty if it can."""
