@@ -1,7 +1,8 @@
 """`m2mkd plan --cluster`: who would run where and when, and how good that is."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,40 +128,47 @@ def seat_problems(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "Ma
     if problems := misfits(stages, nodes):
         return problems
     names = {stage.address: stage.name for stage in stages}
-    groups: dict[Any, list[Stage]] = {}
-    for stage in stages:
-        groups.setdefault(stage.resources, []).append(stage)
-    for group in groups.values():  # together, because a cohort by hand has to fit as one
+    for group in _by_device(stages):  # together, because a cohort by hand has to fit as one
         found = lacking([works[stage.address] for stage in group], _devices(group[0], nodes))
         problems += [f"{names[address]} asks for {text}" for address, text in found.items()]
     return problems
 
 
-def _devices(stage: "Stage", nodes: "Sequence[Node]") -> "list[Device]":
-    from m2mkd_ray.execution.planning.fleet import devices_for
+def _by_device(stages: "Sequence[Stage]") -> "list[list[Stage]]":
+    """Stages that ask for the same of each of their devices."""
+    from m2mkd_ray.execution.planning.fleet import on_each
 
-    gpus = 1.0 if stage.resources.gpus else 0.0
-    return devices_for(stage.resources.model_copy(update={"gpus": gpus}), nodes, [])
+    groups: dict[Any, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(on_each(stage), []).append(stage)
+    return list(groups.values())
+
+
+def _devices(stage: "Stage", nodes: "Sequence[Node]") -> "list[Device]":
+    """The devices that a stage may run on, or its ranks where it is spread: its own worker then only drives."""
+    from m2mkd_ray.execution.planning.fleet import devices_for, on_each
+
+    request = on_each(stage)
+    return devices_for(request.model_copy(update={"gpus": 1.0 if request.gpus else 0.0}), nodes, [])
 
 
 def _bound(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "dict[str, Work]") -> float:
     """No placement ends earlier: the bound of all stages, and that of what comes before a stage and then itself.
 
-    Bounds are taken of the stages of each request apart, as if each had all nodes for itself.
+    Bounds are taken of the stages of each request apart, as if each had all nodes for itself. Stages that the recipe
+    spreads over several devices have these, whatever the placement.
     """
     from m2mkd_ray.execution.planning.bounds import fastest_s, lower_bound
     from m2mkd_ray.execution.planning.forecast import ancestors
 
     known = {stage.address: stage for stage in stages}
+    works = {stage.address: _as_spread(works[stage.address], stage) for stage in stages}
 
     def of(some: "Sequence[Stage]") -> float:
-        groups: dict[Any, list[Stage]] = {}
-        for stage in some:
-            groups.setdefault(stage.resources, []).append(stage)
-        return max(
-            (lower_bound([works[s.address] for s in group], _devices(group[0], nodes)) for group in groups.values()),
-            default=0.0,
-        )
+        bounds = [
+            lower_bound([works[s.address] for s in group], _devices(group[0], nodes)) for group in _by_device(some)
+        ]
+        return max(bounds, default=0.0)
 
     last = [
         of([known[address] for address in ancestors(stage, known)])
@@ -172,6 +180,15 @@ def _bound(stages: "Sequence[Stage]", nodes: "Sequence[Node]", works: "dict[str,
         by_depth.setdefault(tuple(ancestors(stage, known)), []).append(stage)
     waves = [of([known[address] for address in before]) + of(wave) for before, wave in by_depth.items()]
     return max([of(stages), *last, *waves])
+
+
+def _as_spread(work: "Work", stage: "Stage") -> "Work":
+    """The cost of a stage with the number of devices that its recipe spreads it over, if it does."""
+    from m2mkd_ray.execution.planning.fleet import width_of
+    from m2mkd_ray.execution.planning.planner import PER_DOUBLING
+
+    width = width_of(stage)
+    return work if width == 1 else replace(work, widths={width: PER_DOUBLING ** math.log2(width)})
 
 
 def _summed(

@@ -14,7 +14,7 @@ from m2mkd_ray.commands.session import chosen, planned
 from m2mkd_ray.execution import LocalLauncher, Store
 from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.locks import Locks
-from m2mkd_ray.execution.planning.planner import ByHand, Planner
+from m2mkd_ray.execution.planning.planner import ByHand, Planner, expected_s
 from m2mkd_ray.execution.planning.works import ANY, Work
 
 NODES = """
@@ -142,6 +142,26 @@ def test_what_no_node_can_hold_is_refused_with_what_is_missing(settings, says, m
     assert ended.code == 1
     assert "pair-0, pair-1" in ended.err
     assert says in ended.err
+
+
+def test_pairs_on_ranks_are_counted_by_what_each_rank_holds(m2mkd, tiny, tmp_path) -> None:
+    file = write(tmp_path, "nodes: [{type: a, count: 1, cpus: 2, memory_gb: 8}]")
+    on_two = ("--set", "placement.pairs.ranks=2")
+    found = json.loads(m2mkd("plan", tiny, *on_two, "--cluster", file, "--placement", "given", "--json").out)
+    pairs = [stage for stage in planned(chosen(str(tiny), [])) if stage.name.startswith("pair")]
+    seconds = [expected_s(stage.flops, "cpu") for stage in pairs]  # on one core
+    assert found["lower_bound_s"] == pytest.approx(sum(seconds) / 2)
+    assert [seat["seat"] for seat in found["seats"]] == ["2 CPUs"] * 2
+    too_large = "placement.pairs={ranks: 2, resources: {gpus: 1}}"
+    ended = m2mkd("plan", tiny, "--set", too_large, "--cluster", file, "--placement", "given")
+    assert ended.code == 1
+    assert "pair-0 asks for a device, but the nodes have none that it could use" in ended.err
+
+
+def test_pairs_that_ask_for_nothing_are_refused(m2mkd, tiny, nodes) -> None:
+    ended = m2mkd("plan", tiny, "--set", "placement.pairs.resources={cpus: 0}", "--cluster", nodes)
+    assert ended.code == 1
+    assert "ask for no CPU cores, GPUs or memory cannot be planned" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from m2mkd_ray.errors import PlanError
 from m2mkd_ray.execution.feasibility import Node, is_in_group
 from m2mkd_ray.execution.placement import Seat
 from m2mkd_ray.execution.planning.devices import device_type, gpu_memory_gb, is_spot
@@ -66,7 +67,15 @@ def devices_for(request: Resources, nodes: Sequence[Node], taken: Sequence[Taken
         request: of a stage alone on one device; with GPUs, `cpus` is what each needs beside it.
         nodes: all nodes.
         taken: what is held on them.
+
+    Raises:
+        PlanError: the request is for nothing, so a node would be any number of devices.
     """
+    if not (request.cpus or request.gpus or request.memory_gb):
+        raise PlanError(
+            "Stages that ask for no CPU cores, GPUs or memory cannot be planned: a node would hold any number of "
+            "them. Give them cpus, or let them run where Ray puts them (--placement given)."
+        )
     found = []
     for node in nodes:
         if not is_in_group(node, request):
@@ -151,4 +160,4 @@ def _most(request: Resources, free: tuple[float, float]) -> int:
     """Such stages that cores and memory are enough for; GPUs are counted elsewhere."""
     rooms = [free[0] / request.cpus] if request.cpus else []
     rooms += [free[1] / request.memory_gb] if request.memory_gb else []
-    return max(0, int(min(rooms) + 1e-9)) if rooms else 1 << 20
+    return max(0, int(min(rooms) + 1e-9)) if rooms else 1 << 20  # of GPUs that need neither, all can be fed
