@@ -194,12 +194,14 @@ def profiling(stage: "Stage", type_name: str) -> "Stage":
         lanes=feed.lanes,
         augmentation=feed.augmentation,
         micro_batch=stage.placement.micro_batch,
+        compile=stage.placement.compile,
         cpus=stage.placement.resources.cpus,
         device=type_name,
     )
     needs = {"data": stage.needs["data"]} if "data" in stage.needs else {}
     name = "profile-" + type_name.replace(" ", "-")
-    return Stage(name, profile.run, config, needs, stage.placement.resources, stage.placement, of=stage.of)
+    placed = stage.placement
+    return Stage(name, profile.run, config, needs, placed.resources, placed, version=profile.VERSION, of=stage.of)
 
 
 def runs_teacher(stage: "Stage") -> bool:

@@ -1,25 +1,25 @@
 """Stage `profile-<device>`: what a training step of every pair costs on a type of device, measured.
 
 A few steps of each pair with random weights on random images: what a step costs does
-not depend on what was learnt. Prefix, teacher and student are timed apart, because
-a cohort runs the prefix once; reading and decoding are timed by themselves on the
-training's own images, because they may go on beside the device. The planner reads
-`profile.json`; nothing else does, so the stage decides no result.
+not depend on what was learnt. They are the training's own steps, taken by its engine
+on its objective, and its stopwatch tells the parts apart, because a cohort runs the
+prefix once. Stochastic depth and clipping are left out. Reading and decoding are timed
+by themselves on the training's own images, because they may go on beside the device.
+The planner reads `profile.json`; nothing else does, so the stage decides no result.
 
-B = images, L = tokens, D = width
+B = images, K = classes
 """
 
 import json
 import logging
-import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import nn
 
 from m2mkd_ray.blueprint import Blueprint
 from m2mkd_ray.data import Augmentation, Batches, FeedConfig, find
@@ -29,13 +29,26 @@ from m2mkd_ray.execution.planning.devices import known_type, same_type
 from m2mkd_ray.execution.reports import is_out_of_memory
 from m2mkd_ray.execution.stage import Metrics
 from m2mkd_ray.models import create_vit, family, split
-from m2mkd_ray.training import ModuleDistillation, Precision, TrainConfig, TrainPlacement, seeded
+from m2mkd_ray.models.class_token import class_token_alone
+from m2mkd_ray.training import (
+    ModuleDistillation,
+    Precision,
+    Prefix,
+    TeacherHybrid,
+    TorchEngine,
+    TrainConfig,
+    TrainPlacement,
+    seeded,
+)
+from m2mkd_ray.training.counters import Stopwatch, peak_memory_gb
 from m2mkd_ray.training.engine import local_device
-from m2mkd_ray.training.optim import adamw
 
 logger = logging.getLogger(__name__)
 
 PROFILE = "profile.json"
+VERSION = 2
+"""Of the stage. 2: steps are the training's own."""
+_LR = 1e-4
 
 
 class ProfileConfig(BaseModel, frozen=True, extra="forbid"):
@@ -57,6 +70,8 @@ class ProfileConfig(BaseModel, frozen=True, extra="forbid"):
     """Cores that the training has, of which a step on a CPU takes so many threads."""
     micro_batch: int | None = Field(None, gt=0)
     """Most images at a time on a device; None: the whole batch."""
+    compile: bool = False
+    """Whether the training compiles its blocks."""
     device: str
     """Type of device, as the cluster calls it (H100, cpu)."""
     steps: int = Field(5, gt=0)
@@ -90,9 +105,9 @@ class PairProfile(BaseModel, frozen=True, extra="forbid"):
     teacher: float
     """The teacher module and the meta modules after it, forward."""
     student: float
-    """The student module, forward and backward."""
+    """The student module, forward and backward, and the optimizer."""
     suffix: float
-    """The rest: the meta modules after the student, losses and the optimizer."""
+    """The meta modules after the student and the loss, forward and backward."""
     memory_gb: float
     """Most memory that was held on the device; on a CPU, of the process so far."""
     occupancy: float
@@ -128,7 +143,7 @@ def run(config: ProfileConfig, context: StageContext) -> Metrics:
     decode = _decode_s(config, context.placement)
     pairs: list[PairProfile | None] = []
     for index in range(config.blueprint.num_modules):
-        pairs.append(measured_if_it_fits(config, index, device))
+        pairs.append(measured_if_it_fits(config, index))
         speed = {} if pairs[-1] is None else {"images_per_s": 1 / pairs[-1].seconds}
         context.report(index + 1, config.blueprint.num_modules, speed)
     profile = Profile(device=config.device, name=name, decode=decode, pairs=pairs)
@@ -138,10 +153,10 @@ def run(config: ProfileConfig, context: StageContext) -> Metrics:
     return {**speeds, "decode_s": decode, "device": name, "too_large": pairs.count(None)}
 
 
-def measured_if_it_fits(config: ProfileConfig, index: int, device: torch.device) -> PairProfile | None:
+def measured_if_it_fits(config: ProfileConfig, index: int) -> PairProfile | None:
     """What `measure` finds; None where a step needs more memory than the device has."""
     try:
-        return measure(config, index, device)
+        return measure(config, index)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -149,91 +164,73 @@ def measured_if_it_fits(config: ProfileConfig, index: int, device: torch.device)
     return None  # here, where the error holds its step's tensors no more
 
 
-def measure(config: ProfileConfig, index: int, device: torch.device) -> PairProfile:
-    """Time a pair's step and its parts on a device."""
-    rows, blueprint = config.rows, config.blueprint
+def measure(config: ProfileConfig, index: int) -> PairProfile:
+    """Time steps of a pair on this process's device, by the training's own engine and stopwatch."""
+    rows, blueprint, device = config.rows, config.blueprint, local_device()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    objective, meta, teacher = _objective(config, index, device)
-    optimizer = adamw(objective.trainable, TrainConfig(epochs=1, lr=1e-4))
-    size = blueprint.teacher.img_size
+    size, classes = blueprint.teacher.img_size, blueprint.teacher.num_classes
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(rows, 3, size, size, generator=generator).to(device)  # (B, 3, H, W)
-    labels = torch.randint(blueprint.teacher.num_classes, (rows,), generator=generator)
-    targets = nn.functional.one_hot(labels, blueprint.teacher.num_classes).float().to(device)  # (B, K)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision != "fp32")
-    before = nn.Sequential(*meta[:index]).to(device)
-    hybrid = nn.Sequential(teacher, *meta[index + 1 :]).to(device) if teacher is not None else None
-    with autocast, torch.no_grad():
-        tokens = before(images)  # (B, L, D), or the images for the first pair
+    labels = torch.randint(classes, (rows,), generator=generator)
+    targets = nn.functional.one_hot(labels, classes).float().to(device)  # (B, K)
+    engine = engine_of(config, index)
+    objective = engine.objective
 
     def step() -> None:
-        with autocast:
-            loss, _ = objective(images.clone(), targets)  # a new tensor, so that nothing is taken from a cache
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        engine.begin(_LR, is_logged=False)
+        engine.accumulate(images, targets, weight=1.0, is_last=True)
+        for part in objective.frozen:
+            part.forget()
+        engine.update()
 
-    def student() -> None:
-        with autocast:
-            output = objective.trainable(tokens)
-        output.float().sum().backward()
-        optimizer.zero_grad(set_to_none=True)
-
-    total, occupancy = _seconds(step, config.steps, device), _occupancy(step, device)
-    parts = {
-        "prefix": _frozen_s(before, images, config, device) if index else 0.0,
-        "teacher": _frozen_s(hybrid, tokens, config, device) if hybrid is not None else 0.0,
-        "student": _seconds(student, config.steps, device),
-    }
+    total, parts = _median(step, objective.stopwatch, config.steps, device)
     return PairProfile(
         seconds=total / rows,
-        **{part: seconds / rows for part, seconds in parts.items()},
-        suffix=max(0.0, total - sum(parts.values())) / rows,
-        memory_gb=_memory_gb(device),
-        occupancy=occupancy,
+        prefix=parts["prefix"] / rows if index else 0.0,
+        teacher=parts["teacher"] / rows if config.with_teacher else 0.0,
+        student=parts["student"] / rows,
+        suffix=parts["suffix"] / rows,
+        memory_gb=peak_memory_gb(device),
+        occupancy=_occupancy(step, device),
     )
 
 
-def _objective(
-    config: ProfileConfig, index: int, device: torch.device
-) -> tuple[ModuleDistillation, list[nn.Module], nn.Module | None]:
-    """The pair with random weights, the meta model's modules, and the teacher's."""
+def engine_of(config: ProfileConfig, index: int) -> TorchEngine:
+    """The engine of a pair with random weights, put together as its training is (`stages/pair.py`, `trainee`)."""
     blueprint = config.blueprint
     with seeded(0, "profile", index):
-        meta: list[nn.Module] = list(split(create_vit(blueprint.meta), (1,) * blueprint.num_modules))
+        *meta, last = split(create_vit(blueprint.meta), (1,) * blueprint.num_modules)
         teachers = split(create_vit(blueprint.teacher), blueprint.teacher_depths)
         if config.module == "teacher":
             student: nn.Module = teachers[index]
         else:
             student = family(blueprint.student.family).modules(blueprint)[index]
-    teacher = teachers[index].eval() if config.with_teacher else None
-    for part in [*meta, *([teacher] if teacher is not None else [])]:
-        part.eval().requires_grad_(False)
+    prefix = Prefix([*meta, class_token_alone(last)])
+    teacher = TeacherHybrid(prefix, index, class_token_alone(teachers[index].eval())) if config.with_teacher else None
     alpha = 0.5 if teacher is not None else 0.0
-    return ModuleDistillation(meta, index, student, teacher, alpha=alpha).to(device), meta, teacher
+    objective = ModuleDistillation(prefix, index, class_token_alone(student), teacher, alpha=alpha)
+    train = TrainConfig(epochs=1, lr=_LR, precision=config.precision)
+    return TorchEngine(objective, train, compile=config.compile)
 
 
-def _frozen_s(model: nn.Module, inputs: Tensor, config: ProfileConfig, device: torch.device) -> float:
-    def forward() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision != "fp32"), torch.no_grad():
-            model(inputs)
-
-    return _seconds(forward, config.steps, device)
-
-
-def _seconds(call: Callable[[], None], steps: int, device: torch.device) -> float:
-    """Median seconds of a call, the first not counted."""
-    call()
+def _median(
+    step: Callable[[], None], watch: Stopwatch, steps: int, device: torch.device
+) -> tuple[float, Mapping[str, float]]:
+    """Seconds of the median step and of its parts, the first step not counted."""
+    step()
+    watch.take()
     taken = []
     for _ in range(steps):
         _wait(device)
         start = time.perf_counter()
-        call()
+        step()
         _wait(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        seconds = time.perf_counter() - start
+        parts, _ = watch.take()
+        taken.append((seconds, parts))
+    return sorted(taken, key=lambda each: each[0])[steps // 2]
 
 
 def _wait(device: torch.device) -> None:
@@ -255,12 +252,6 @@ def _occupancy(step: Callable[[], None], device: torch.device) -> float:
         _wait(device)
     kernels = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
     return min(1.0, max(0.01, kernels / taken))
-
-
-def _memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # kilobytes on Linux
 
 
 def _decode_s(config: ProfileConfig, placement: TrainPlacement) -> float:
