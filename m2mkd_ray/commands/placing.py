@@ -1,7 +1,7 @@
 """What commands know of places: costs of stages, and who decides about seats (`--placement`)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,10 @@ POLICIES = {
 UNKNOWN_ROWS = 1_281_167
 """Images an epoch of a data set that is not imported: ImageNet-1k's."""
 
+_LEAST_LEFT = 0.01
+"""Of a training whose newest checkpoint is its last step's: models and data are still to be loaded, and the artifact
+written."""
+
 
 class SeatByHand(BaseModel, frozen=True, extra="forbid"):
     """A stage's seat as a placement file says it."""
@@ -52,6 +56,7 @@ def placer(
     *,
     nodes: "Sequence[Node]" = (),
     grows: bool = False,
+    store: "Store | None" = None,
 ) -> "Placer":
     """Who decides about seats.
 
@@ -61,6 +66,7 @@ def placer(
         works: costs of stages, by address (`works_of`).
         nodes: what is there, to check node types with; empty: not known.
         grows: whether an autoscaler may add nodes.
+        store: where checkpoints are, so that only what they leave to do counts; None: all of every stage counts.
 
     Raises:
         UsageError: there is no such policy, or the file does not fit the plan; lists all problems.
@@ -69,12 +75,12 @@ def placer(
     from m2mkd_ray.execution.planning.planner import Planner
 
     if Path(name).suffix in (".yaml", ".yml"):
-        return Planner(works, grows=grows, by_hand=read_seats(Path(name), stages, nodes))
+        return Planner(works, grows=grows, by_hand=read_seats(Path(name), stages, nodes), left=left_in(store))
     match name:
         case "given":
             return AsGiven()
         case "auto" | "alone" | "cohort":
-            return Planner(works, policy=name, grows=grows)
+            return Planner(works, policy=name, grows=grows, left=left_in(store))
     raise UsageError(f"There is no placement {name!r}. Known: {', '.join(POLICIES)}, or a file that ends in .yaml.")
 
 
@@ -165,6 +171,20 @@ def works_of(
         for stage in stages
         if isinstance(stage.config, IncubateConfig)
     }
+
+
+def left_in(store: "Store | None") -> "Callable[[str], float] | None":
+    """What share of the stage at an address is left to do after its newest checkpoint; None without a store."""
+    if store is None:
+        return None
+
+    def left(address: str) -> float:
+        kept, progress = store.checkpoints(address).newest_step(), store.progress(address)
+        if kept is None or progress is None or not progress.total_steps:
+            return 1.0
+        return max(_LEAST_LEFT, 1 - kept / progress.total_steps)
+
+    return left
 
 
 def types_for(stage: "Stage", nodes: "Sequence[Node]") -> list[str]:

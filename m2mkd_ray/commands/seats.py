@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from m2mkd_ray.commands.output import Column, print_table
-from m2mkd_ray.commands.placing import placer, works_of
+from m2mkd_ray.commands.placing import left_in, placer, works_of
 from m2mkd_ray.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def expect(
 ) -> "tuple[Expected, list[Visit]]":
     """What a placement comes to on nodes, for the stages that train a module and are not complete.
 
+    Of those that have begun, for what is left to do after their newest checkpoint.
+
     Raises:
         UsageError: there is no such placement, or nothing to place.
         PlanError: stages that no node can take, with the resource that each lacks.
@@ -83,8 +85,8 @@ def expect(
     todo = [stage for stage in stages if stage.address in works and not _is_complete(stage, store)]
     if not todo:
         raise UsageError("Nothing is left to place: no stage that trains a module, or all of them are complete.")
-    decides = placer(placement, stages, works, nodes=nodes)
-    costs = decides if isinstance(decides, Planner) else Planner(works)
+    decides = placer(placement, stages, works, nodes=nodes, store=store)
+    costs = decides if isinstance(decides, Planner) else Planner(works, left=left_in(store))
     forms = costs.works(todo, nodes, {})
     if problems := seat_problems(todo, nodes, forms):
         raise PlanError("The nodes cannot hold the plan:\n" + "\n".join(f"- {text}" for text in problems))

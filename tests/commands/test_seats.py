@@ -16,6 +16,7 @@ from m2mkd_ray.execution.feasibility import Node
 from m2mkd_ray.execution.locks import Locks
 from m2mkd_ray.execution.planning.planner import ByHand, Planner, expected_s
 from m2mkd_ray.execution.planning.works import ANY, Work
+from m2mkd_ray.execution.store import Progress
 
 NODES = """
 nodes:
@@ -54,6 +55,25 @@ def test_seats_and_what_they_come_to_are_shown(m2mkd, tiny, nodes, tmp_path, mon
     assert "makespan / bound" in table
     assert all(seat["stage"] in table for seat in found["seats"])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("placement", ["given", "alone"])
+def test_of_a_pair_that_has_begun_what_its_checkpoint_leaves_is_planned(
+    placement, m2mkd, tiny, nodes, tmp_path
+) -> None:
+    store = Store(str(tmp_path / "runs"))
+    command = ("plan", tiny, *ON_GPUS, "--cluster", nodes, "--placement", placement, "--store", store.root, "--json")
+    before = {seat["stage"]: seat for seat in json.loads(m2mkd(*command).out)["seats"]}
+    (begun,) = (stage for stage in planned(chosen(str(tiny), [])) if stage.name == "pair-0")
+    store.say_progress(begun.address, Progress(90, 100, {}, 0.0, 1, "host"))
+    files = tmp_path / "files"
+    files.mkdir()
+    store.checkpoints(begun.address).save(80, files)
+    after = {seat["stage"]: seat for seat in json.loads(m2mkd(*command).out)["seats"]}
+    assert after["pair-0"]["type"] == before["pair-0"]["type"]
+    took = before["pair-0"]["ends_s"] - before["pair-0"]["starts_s"]
+    assert after["pair-0"]["ends_s"] - after["pair-0"]["starts_s"] == pytest.approx(0.2 * took)
+    assert after["pair-1"] == before["pair-1"]
 
 
 def test_the_plan_of_full_size_uses_the_fast_gpus(m2mkd, nodes) -> None:

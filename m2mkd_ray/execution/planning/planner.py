@@ -19,7 +19,7 @@ to find them room, and hold what the planner may think free until a stage there 
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from m2mkd_ray.execution.feasibility import Node, lack
@@ -74,6 +74,8 @@ class Planner:
         grows: whether an autoscaler may add nodes for seats without a node.
         by_hand: what is decided already, by stage name.
         members: most members of a cohort.
+        left: what share of a stage is still to be done, by its address, 0 to 1. Asked when a stage is first placed,
+            and again when it waits once more after it had a seat; None: all of every stage.
     """
 
     replans = True
@@ -88,11 +90,15 @@ class Planner:
         grows: bool = False,
         by_hand: Mapping[str, ByHand] | None = None,
         members: int = MEMBERS,
+        left: Callable[[str], float] | None = None,
     ) -> None:
         self._known = dict(works or {})
         self._policy, self._speeds, self._grows = policy, speeds, grows
         self._by_hand = dict(by_hand or {})
         self._members = members
+        self._ask_left, self._left = left, dict[str, float]()
+        self._had_seats: set[str] = set()
+        """Addresses of stages that were given a seat after they were asked about last."""
         self._lacks: dict[str, str] = {}
         self._nodes: list[Node] = []
         self._lacks_alone: dict[tuple[str, Resources], str | None] = {}
@@ -103,6 +109,9 @@ class Planner:
         if not view.nodes:
             return [Seat((stage,), stage.resources) for stage in ready]
         self._lacks = {}
+        for address in self._had_seats & {stage.address for stage in ready}:
+            self._had_seats.remove(address)
+            self._left.pop(address, None)  # it was at work perhaps, and a checkpoint holds more of it
         works = self.works(ready, view.nodes, view.seconds)
         taken = [each for occupied in view.occupied for each in self._taken(occupied, view)]
         seats = [Seat((stage,), stage.resources) for stage in ready if _holds_nothing(stage)]
@@ -115,6 +124,7 @@ class Planner:
                 if fitting is not None:
                     seats.append(fitting)
                     taken += self._taken(Occupied(fitting, fitting.node, 0.0), view)
+        self._had_seats |= {stage.address for seat in seats for stage in seat.stages}
         return seats
 
     def lacks(self, stage: Stage, view: View) -> str | None:
@@ -134,13 +144,23 @@ class Planner:
         return lacking([work], devices).get(work.name)
 
     def works(self, stages: Sequence[Stage], nodes: Sequence[Node], seconds: Mapping[str, float]) -> dict[str, Work]:
-        """Costs of stages and how they may run, by address; the works' names are addresses too."""
+        """Costs of what is left of stages and how they may run, by address; the works' names are addresses too."""
         types = {has_gpus: _types(nodes, Resources(gpus=has_gpus)) for has_gpus in (0, 1)}
         costs = {stage.address: self._cost(stage, types[1 if on_each(stage).gpus else 0], seconds) for stage in stages}
         usual = _usual([cost for cost in costs.values() if cost is not None], {*types[0], *types[1]})
         return {
-            stage.address: self._allowed(stage, costs[stage.address] or Work(stage.name, usual)) for stage in stages
+            stage.address: self._allowed(stage, self._rest(stage, costs[stage.address] or Work(stage.name, usual)))
+            for stage in stages
         }
+
+    def _rest(self, stage: Stage, cost: Work) -> Work:
+        """What is left of a stage; of one at work, what was left when it got its seat."""
+        if self._ask_left is None:
+            return cost
+        if stage.address not in self._left:
+            self._left[stage.address] = self._ask_left(stage.address)
+        left = self._left[stage.address]
+        return replace(cost, seconds={name: seconds * left for name, seconds in cost.seconds.items()})
 
     def _cost(self, stage: Stage, types: Counter[str], seconds: Mapping[str, float]) -> Work | None:
         """What is known of a stage's cost; None if nothing is."""

@@ -53,6 +53,21 @@ def names(seat: Seat) -> list[str]:
     return [stage.name for stage in seat.stages]
 
 
+def test_only_what_checkpoints_leave_of_a_stage_counts() -> None:
+    long, short, view = stage("long"), stage("short"), View([gpu_node("a", 1)])
+    left = {long.address: 1.0, short.address: 1.0}
+    planner = Planner({"long": Work("", {ANY: 10.0}), "short": Work("", {ANY: 6.0})}, left=left.__getitem__)
+    (seat,) = planner.seats([long, short], view)
+    assert names(seat) == ["long"]
+    left[long.address] = 0.1  # at work; its seconds count from the start of its seat
+    assert planner.expected_s(seat, "H100", view) == 10
+    busy = View(view.nodes, [Occupied(seat, "id-a", 9.0)])
+    assert planner.seats([short], busy) == []
+    (seat,) = planner.seats([long, short], view)  # it was preempted
+    assert names(seat) == ["short"]
+    assert planner.works([long], view.nodes, {})[long.address].seconds_on("H100") == pytest.approx(1.0)
+
+
 def test_the_longest_stages_get_the_free_devices_and_the_others_wait() -> None:
     ready = [stage(f"s{i}") for i in range(4)]
     seconds = {"s0": 1.0, "s1": 4.0, "s2": 3.0, "s3": 2.0}
