@@ -116,8 +116,8 @@ def _misfits(seats: Mapping[str, SeatByHand], stages: "Mapping[str, Stage]", nod
         problems += _misfits_of(name, seat, stages[name], nodes)
     for cohort in sorted({seat.cohort for seat in known.values() if seat.cohort}):
         members = [name for name, seat in known.items() if seat.cohort == cohort]
-        mates = {stages[name].mates for name in members}
-        if len(members) > 1 and (len(mates) > 1 or "" in mates or any(stages[n].together is None for n in members)):
+        mates = {(stages[name].mates, stages[name].together) for name in members}
+        if len(members) > 1 and (len(mates) > 1 or any(not each or how is None for each, how in mates)):
             problems.append(f"{', '.join(members)} are no mates, so they cannot be the cohort {cohort!r}")
     return problems
 

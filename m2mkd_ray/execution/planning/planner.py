@@ -187,7 +187,7 @@ class Planner:
         work = replace(
             cost,
             name=stage.address,
-            mates=stage.mates if has_mates else "",
+            mates=_mates(stage) if has_mates else "",
             members=self._members if has_mates and stage.mates else 1,
             widths={own: 1.0} | (wide if self._policy == "auto" and stage.resources.gpus else {}),
             start_s=START_S,
@@ -287,6 +287,15 @@ def _alone(resources: Resources) -> Resources:
 
 def _holds_nothing(stage: Stage) -> bool:
     return not (stage.resources.cpus or stage.resources.gpus or stage.resources.memory_gb)
+
+
+def _mates(stage: Stage) -> str:
+    """Equal for stages that one function may run together; empty: it has no mates.
+
+    What writes logits reads the same batches and models as the pairs do, and has the same mates, but is no pair.
+    """
+    how = stage.together
+    return f"{stage.mates} {getattr(how, '__module__', '')}.{getattr(how, '__qualname__', how)}" if stage.mates else ""
 
 
 def _by_request(ready: Sequence[Stage]) -> dict[Resources, list[Stage]]:

@@ -53,6 +53,16 @@ def names(seat: Seat) -> list[str]:
     return [stage.name for stage in seat.stages]
 
 
+def test_stages_that_different_functions_run_are_no_cohort_though_they_read_the_same() -> None:
+    def otherwise(members: Sequence[Member]) -> Iterator[Left]:
+        yield from together(members)
+
+    ready = [pair(0), pair(1), replace(pair(2), together=otherwise), replace(pair(3), together=otherwise)]
+    works = {each.name: Work("", {ANY: 10.0}, shared=0.6) for each in ready}
+    seats = Planner(works, policy="cohort", members=4).seats(ready, View([gpu_node("a", 2)]))
+    assert sorted(sorted(names(seat)) for seat in seats) == [["pair-0", "pair-1"], ["pair-2", "pair-3"]]
+
+
 def test_only_what_checkpoints_leave_of_a_stage_counts() -> None:
     long, short, view = stage("long"), stage("short"), View([gpu_node("a", 1)])
     left = {long.address: 1.0, short.address: 1.0}
