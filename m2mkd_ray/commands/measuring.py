@@ -94,7 +94,7 @@ def placer_of(
     modules = [stage for stage in todo if isinstance(stage.config, IncubateConfig)]
 
     def planned() -> Placer:
-        works = works_of(modules, recipe, nodes, store)
+        works = works_of(todo, recipe, nodes, store)
         place = placer(name, stages, works, nodes=nodes, grows=grows, store=store)
         if isinstance(place, Planner) and (everywhere := _all_nodes(nodes, launcher)) is not None:
             _refuse_what_fits_nowhere(modules, everywhere, place)

@@ -148,16 +148,16 @@ def _misfits_of(name: str, seat: SeatByHand, stage: "Stage", nodes: "Sequence[No
 def works_of(
     stages: "Sequence[Stage]", recipe: "Recipe", nodes: "Sequence[Node]", store: "Store | None" = None
 ) -> "dict[str, Work]":
-    """Costs of the stages that train a module, by address: measured where a profile is complete, else by FLOPs.
+    """Costs of stages that train a module or write teacher logits for it, by address: measured, else by FLOPs.
+
+    Measured are those whose profile is complete (`profiled_by`); logits are written at the speed of their pair's step.
 
     Args:
-        stages: the plan; others than pairs and incubations are left out.
+        stages: the plan; others than pairs, incubations and what writes logits for these are left out.
         recipe: says where data lie.
         nodes: whose devices the costs are to be known on.
         store: where profiles are; None: FLOPs alone.
     """
-    from m2mkd_ray.stages.incubate import IncubateConfig
-
     profiles: dict[str, Profile | None] = {}
 
     def measured(stage: "Stage", type_name: str) -> "Profile | None":
@@ -167,10 +167,28 @@ def works_of(
         return profiles[wanted.address]
 
     return {
-        stage.address: _work(stage, recipe, {name: measured(stage, name) for name in types_for(stage, nodes)})
-        for stage in stages
-        if isinstance(stage.config, IncubateConfig)
+        stage.address: _work(stage, of, recipe, {name: measured(of, name) for name in types_for(stage, nodes)})
+        for stage, of in profiled_by(stages)
     }
+
+
+def profiled_by(stages: "Sequence[Stage]") -> "list[tuple[Stage, Stage]]":
+    """What trains a module or writes logits for it, each with the stage whose profile tells its cost.
+
+    For a training that is the training itself, for logits the first pair that reads them.
+    """
+    from m2mkd_ray.stages.incubate import IncubateConfig
+    from m2mkd_ray.stages.logits import LogitsConfig
+
+    trainings = [stage for stage in stages if isinstance(stage.config, IncubateConfig)]
+    readers = {read.address: stage for stage in reversed(trainings) for read in stage.reads.values()}
+    found = []
+    for stage in stages:
+        if isinstance(stage.config, IncubateConfig):
+            found.append((stage, stage))
+        elif isinstance(stage.config, LogitsConfig) and stage.address in readers:
+            found.append((stage, readers[stage.address]))
+    return found
 
 
 def left_in(store: "Store | None") -> "Callable[[str], float] | None":
@@ -250,37 +268,62 @@ def _read_profile(stage: "Stage", store: "Store | None") -> "Profile | None":
     return Profile.model_validate_json((store.open(stage.address) / PROFILE).read_text())
 
 
-def _work(stage: "Stage", recipe: "Recipe", profiles: "Mapping[str, Profile | None]") -> "Work":
+def _work(stage: "Stage", of: "Stage", recipe: "Recipe", profiles: "Mapping[str, Profile | None]") -> "Work":
+    """The cost of a stage, from profiles of the training `of` by type of device; None: there is no such profile."""
     from m2mkd_ray.execution.planning.planner import expected_s
     from m2mkd_ray.execution.planning.works import Work
-    from m2mkd_ray.models.compute import pair_flops, prefix_flops
+    from m2mkd_ray.models.compute import prefix_flops
     from m2mkd_ray.training import TrainPlacement
 
-    config: IncubateConfig = stage.config  # type: ignore[assignment]  # as above
+    config: IncubateConfig = of.config  # type: ignore[assignment]  # as above
     assert isinstance(stage.placement, TrainPlacement)
-    num_images = images_of(stage, recipe)
-    flops = pair_flops(config.blueprint, config.index, module=config.module, with_teacher=runs_teacher(stage))
-    prefix = prefix_flops(config.blueprint, config.index)
+    num_images, flops, share = images_of(stage, recipe), _flops_of(stage), _share_of(stage, of)
+    prefix = prefix_flops(config.blueprint, config.index) / flops
     seconds, shared, memory, occupancy = {}, [], {}, []
     for name, profile in profiles.items():
-        if profile is None:
-            seconds[name] = expected_s(flops * num_images, name)
-            shared.append(prefix / flops)
-            continue
-        pair = profile.pairs[config.index]
-        if pair is None:  # it ran out of memory there
+        pair = None if profile is None else profile.pairs[config.index]
+        if profile is not None and pair is None and stage is of:  # it ran out of memory there
             seconds[name] = math.inf
             continue
-        each = step_s(pair.seconds, profile.decode, stage.placement.data_workers)
+        if profile is None or pair is None:
+            seconds[name] = expected_s(flops * num_images, name)
+            shared.append(prefix)
+            continue
+        compute, of_prefix = pair.seconds, pair.prefix
+        if stage is not of:
+            compute, of_prefix = compute * share, compute * share * prefix
+        each = step_s(compute, profile.decode, stage.placement.data_workers)
         seconds[name] = each * num_images
-        shared.append(min(1.0, max(0.0, (each - (pair.seconds - pair.prefix)) / each)))
+        shared.append(min(1.0, max(0.0, (each - (compute - of_prefix)) / each)))
         occupancy.append(pair.occupancy)
         if profile.name != "cpu":
-            memory[name] = pair.memory_gb
+            memory[name] = pair.memory_gb  # of logits, which keep no gradients, more than they need
     # One share for all types: the least, so that no cohort is thought cheaper than it is.
     return Work(
         stage.address, seconds, memory, shared=min(shared, default=0.0), occupancy=max(occupancy, default=1.0)
     )  # fmt: skip
+
+
+def _flops_of(stage: "Stage") -> float:
+    """Floating-point operations of an image."""
+    from m2mkd_ray.models.compute import hybrid_flops, pair_flops
+    from m2mkd_ray.stages.incubate import IncubateConfig
+
+    config = stage.config
+    if isinstance(config, IncubateConfig):
+        return pair_flops(config.blueprint, config.index, module=config.module, with_teacher=runs_teacher(stage))
+    return hybrid_flops(config.blueprint, config.index)  # type: ignore[attr-defined]  # what writes logits
+
+
+def _share_of(stage: "Stage", of: "Stage") -> float:
+    """The operations of an image of a stage in those of a step of the training that was measured, as carried out."""
+    from m2mkd_ray.models.compute import step_cost
+
+    if stage is of:
+        return 1.0
+    config: IncubateConfig = of.config  # type: ignore[assignment]  # as above
+    cost = step_cost(config.blueprint, config.blueprint.pairs[config.index])
+    return (cost.before + cost.teacher) / (cost.total - (0.0 if runs_teacher(of) else cost.teacher))
 
 
 def step_s(compute: float, decode: float, workers: int) -> float:
@@ -289,9 +332,21 @@ def step_s(compute: float, decode: float, workers: int) -> float:
 
 
 def images_of(stage: "Stage", recipe: "Recipe") -> float:
-    """Images that a stage's training sees; of a data set that is not imported, as if it were ImageNet-1k."""
+    """Images that a training sees, or whose logits are written; of a data set that is not imported, as if it were
+    ImageNet-1k."""
     from m2mkd_ray.commands.plan import training_of
+    from m2mkd_ray.data import find
+    from m2mkd_ray.errors import DataError
+    from m2mkd_ray.stages.logits import LogitsConfig
 
+    if isinstance(stage.config, LogitsConfig):
+        feed, views = stage.config.feed, stage.config.feed.views
+        assert views is not None
+        try:
+            rows = len(find(feed.dataset, recipe.placement.data_root).part(feed.split))
+        except DataError:
+            rows = feed.max_rows or UNKNOWN_ROWS
+        return views * (min(rows, feed.max_rows or rows) // feed.batch_size * feed.batch_size)
     training = training_of(stage, recipe)
     assert training is not None
     if training["steps"] is not None:

@@ -37,7 +37,7 @@ class SeatRow:
 
 @dataclass(frozen=True)
 class Expected:
-    """Seats of the stages that train a module, and what they come to."""
+    """Seats of the stages that train a module or write teacher logits for it, and what they come to."""
 
     placement: str
     seats: list[SeatRow]
@@ -52,7 +52,8 @@ class Expected:
     over_bound: float
     """Makespan / lower bound."""
     measured: int
-    """Stages whose costs were measured by a profile; of the others they are FLOPs at the peak of the type."""
+    """Stages whose costs were measured by a profile, for logits their pair's; of the others they are FLOPs at the peak
+    of the type."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -66,9 +67,9 @@ def expect(
     placement: str,
     store: "Store | None" = None,
 ) -> "tuple[Expected, list[Visit]]":
-    """What a placement comes to on nodes, for the stages that train a module and are not complete.
+    """What a placement comes to on nodes, for the stages that train a module or write teacher logits for it.
 
-    Of those that have begun, for what is left to do after their newest checkpoint.
+    Those that are complete are left out; of those that have begun what the newest checkpoint leaves counts.
 
     Raises:
         UsageError: there is no such placement, or nothing to place.
@@ -99,20 +100,27 @@ def expect(
         return seconds * (1 + SPOT_LOSS) if is_spot(node) else seconds
 
     visits = forecast(todo, decides, nodes, duration)
-    return _summed(placement, visits, nodes, _bound(todo, nodes, forms), _num_measured(todo, nodes, store)), visits
+    return _summed(
+        placement, visits, nodes, _bound(todo, nodes, forms), _num_measured(todo, stages, nodes, store)
+    ), visits
 
 
 def _is_complete(stage: "Stage", store: "Store | None") -> bool:
     return store is not None and store.status(stage.address).state == "complete"
 
 
-def _num_measured(stages: "Sequence[Stage]", nodes: "Sequence[Node]", store: "Store | None") -> int:
-    from m2mkd_ray.commands.placing import profiling, types_for
+def _num_measured(
+    todo: "Sequence[Stage]", stages: "Sequence[Stage]", nodes: "Sequence[Node]", store: "Store | None"
+) -> int:
+    from m2mkd_ray.commands.placing import profiled_by, profiling, types_for
 
     if store is None:
         return 0
+    wanted = {stage.address for stage in todo}
     return sum(
-        all(_is_complete(profiling(stage, name), store) for name in types_for(stage, nodes)) for stage in stages
+        all(_is_complete(profiling(of, name), store) for name in types_for(stage, nodes))
+        for stage, of in profiled_by(stages)
+        if stage.address in wanted
     )
 
 

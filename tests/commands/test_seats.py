@@ -17,6 +17,7 @@ from m2mkd_ray.execution.locks import Locks
 from m2mkd_ray.execution.planning.planner import ByHand, Planner, expected_s
 from m2mkd_ray.execution.planning.works import ANY, Work
 from m2mkd_ray.execution.store import Progress
+from m2mkd_ray.models.compute import hybrid_flops
 
 NODES = """
 nodes:
@@ -55,6 +56,24 @@ def test_seats_and_what_they_come_to_are_shown(m2mkd, tiny, nodes, tmp_path, mon
     assert "makespan / bound" in table
     assert all(seat["stage"] in table for seat in found["seats"])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("placement", ["given", "auto"])
+def test_what_writes_teacher_logits_has_a_seat_before_its_pair(placement, m2mkd, tiny, nodes) -> None:
+    cached = ("pairs.views=2", "pairs.cache={kind: float16}")
+    command = ("plan", tiny, *ON_GPUS, *(part for setting in cached for part in ("--set", setting)))
+    found = json.loads(m2mkd(*command, "--cluster", nodes, "--placement", placement, "--json").out)
+    seats = {seat["stage"]: seat for seat in found["seats"]}
+    assert set(seats) == {"logits-0", "logits-1", "pair-0", "pair-1"}
+    assert all(seats[f"logits-{i}"]["ends_s"] <= seats[f"pair-{i}"]["starts_s"] + 1e-9 for i in range(2))
+    assert found["over_bound"] >= 1
+    if placement == "given":  # each on a device of its own, and each on the one that is free first
+        blueprint = chosen(str(tiny), []).blueprint
+        for i in range(2):
+            seat = seats[f"logits-{i}"]
+            loss = 1.02 if seat["node"].startswith("small") else 1.0  # spot nodes do some of it twice
+            of_views = expected_s(hybrid_flops(blueprint, i) * 2 * 160, seat["type"])
+            assert seat["ends_s"] - seat["starts_s"] == pytest.approx(of_views * loss)
 
 
 @pytest.mark.parametrize("placement", ["given", "alone"])

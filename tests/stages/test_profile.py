@@ -18,10 +18,10 @@ from m2mkd_ray.execution.job import here, job
 from m2mkd_ray.execution.placement import View
 from m2mkd_ray.execution.planning.planner import Planner, expected_s
 from m2mkd_ray.execution.worker import WorkerContext, run_job
-from m2mkd_ray.models.compute import pair_flops, prefix_flops
+from m2mkd_ray.models.compute import hybrid_flops, pair_flops, prefix_flops, step_cost
 from m2mkd_ray.stages.pair import Frozen, trainee
 from m2mkd_ray.stages.parts import member_of
-from m2mkd_ray.stages.profile import PROFILE, Profile, engine_of, measure, measured_if_it_fits
+from m2mkd_ray.stages.profile import PROFILE, PairProfile, Profile, engine_of, measure, measured_if_it_fits
 from m2mkd_ray.training import TorchEngine
 
 
@@ -160,6 +160,24 @@ def test_a_pair_that_reads_logits_costs_no_teacher(chain) -> None:
     assert work.seconds["cpu"] == pytest.approx(expected_s(pair.flops, "cpu"), rel=0.05)
     flops = pair_flops(pair.config.blueprint, 1, with_teacher=False)
     assert work.shared == pytest.approx(prefix_flops(pair.config.blueprint, 1) / flops)
+
+
+def test_logits_are_written_at_the_speed_of_the_pairs_step(chain) -> None:
+    cached = chain.with_settings("pairs.views=2", "pairs.cache={kind: float32}")
+    pair, logits = cached.stage("pair-1"), cached.stage("logits-1")
+    step = PairProfile(seconds=3.0, prefix=0.5, teacher=0, student=2.0, suffix=0.5, memory_gb=1, occupancy=1)
+    profile = Profile(device="big", name="cpu", decode=0.25, pairs=[None, step, step, step])
+    store = Store(chain.store.root + "-logits")
+    wanted = replace(profiling(pair, "big"), needs={}, run=partial(_write, text=profile.model_dump_json()))
+    run_job(job(wanted), store, here())
+    alone = replace(pair, needs={"logits": logits})  # the profile of such a pair reads no data
+    nodes = [Node("a", {"CPU": 2.0}, labels={"ray.io/node-group": "big"}), Node("b", {"CPU": 2.0})]
+    work = works_of([alone, logits], cached.recipe, nodes, store)[logits.address]
+    cost = step_cost(pair.config.blueprint, pair.config.blueprint.pairs[1])
+    compute = 3.0 * (cost.before + cost.teacher) / (cost.before + cost.student + cost.after)
+    assert work.seconds["big"] == pytest.approx((compute + 0.25) * 2 * 160)
+    flops = hybrid_flops(pair.config.blueprint, 1)
+    assert work.seconds["cpu"] == pytest.approx(expected_s(flops * 2 * 160, "cpu"))
 
 
 def test_a_pair_that_runs_out_of_memory_is_recorded_and_not_planned_there(chain) -> None:
