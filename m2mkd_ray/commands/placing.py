@@ -192,14 +192,22 @@ def profiled_by(stages: "Sequence[Stage]") -> "list[tuple[Stage, Stage]]":
 
 
 def left_in(store: "Store | None") -> "Callable[[str], float] | None":
-    """What share of the stage at an address is left to do after its newest checkpoint; None without a store."""
+    """What share of the stage at an address is left to do after its newest checkpoint; None without a store.
+
+    Of one that keeps its work itself (parts of logits), after what it last said, as `Store.lost_steps` has it.
+    """
+    from m2mkd_ray.execution.store import partial
+
     if store is None:
         return None
 
     def left(address: str) -> float:
         kept, progress = store.checkpoints(address).newest_step(), store.progress(address)
-        if kept is None or progress is None or not progress.total_steps:
+        if progress is None or not progress.total_steps:
             return 1.0
+        if kept is None and not store.folders.names(f"{partial(address)}/durable"):
+            return 1.0
+        kept = progress.step if kept is None else kept
         return max(_LEAST_LEFT, 1 - kept / progress.total_steps)
 
     return left

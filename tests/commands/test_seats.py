@@ -8,7 +8,7 @@ import pytest
 
 from m2mkd_ray.commands.clusters import cluster_nodes
 from m2mkd_ray.commands.measuring import measure_costs
-from m2mkd_ray.commands.placing import profiles
+from m2mkd_ray.commands.placing import left_in, profiles
 from m2mkd_ray.commands.seats import seat_problems
 from m2mkd_ray.commands.session import chosen, planned
 from m2mkd_ray.execution import LocalLauncher, Store
@@ -74,6 +74,23 @@ def test_what_writes_teacher_logits_has_a_seat_before_its_pair(placement, m2mkd,
             loss = 1.02 if seat["node"].startswith("small") else 1.0  # spot nodes do some of it twice
             of_views = expected_s(hybrid_flops(blueprint, i) * 2 * 160, seat["type"])
             assert seat["ends_s"] - seat["starts_s"] == pytest.approx(of_views * loss)
+
+
+def test_what_is_left_follows_from_what_was_kept(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    left = left_in(store)
+    assert left is not None
+    assert left("pair-0-0") == 1
+    store.say_progress("pair-0-0", Progress(60, 100, {}, 0.0, 1, "host"))
+    assert left("pair-0-0") == 1  # said, but no checkpoint holds it
+    parts = Path(store.durable("pair-0-0"))
+    parts.mkdir(parents=True)
+    (parts / "part").touch()
+    assert left("pair-0-0") == pytest.approx(0.4)
+    files = tmp_path / "files"
+    files.mkdir()
+    store.checkpoints("pair-0-0").save(30, files)
+    assert left("pair-0-0") == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("placement", ["given", "alone"])
