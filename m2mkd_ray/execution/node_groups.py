@@ -115,11 +115,15 @@ def _has_reported_node_types() -> bool:
     return any(not name.startswith("node_") for name in types)
 
 
+def head_id() -> str | None:
+    """The id of the cluster's head; None: it has none that is alive."""
+    return next((node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]), None)
+
+
 def _ask_head() -> Mapping[str, Any] | None:
-    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
-    if not heads:
+    if (head := head_id()) is None:
         return None
-    strategy = NodeAffinitySchedulingStrategy(heads[0], soft=False)
+    strategy = NodeAffinitySchedulingStrategy(head, soft=False)
     ask = ray.remote(_read_config).options(num_cpus=0, scheduling_strategy=strategy)
     try:
         found: Mapping[str, Any] | None = ray.get(

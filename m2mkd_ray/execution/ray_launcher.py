@@ -27,6 +27,7 @@ from m2mkd_ray.execution.pool import Pool, Shape, failed
 from m2mkd_ray.execution.reports import Report
 from m2mkd_ray.execution.stage import Resources, Stage
 from m2mkd_ray.execution.store import Store
+from m2mkd_ray.execution.withdrawal import Withdrawal
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class RayLauncher:
         keep_idle_s: float = 30.0,
         prewarm: Sequence[str] = (),
     ) -> None:
-        self._pool = Pool(keep_idle_s, prewarm)
+        self._pool, self._withdrawal = Pool(keep_idle_s, prewarm), Withdrawal()
         self._is_ours = not ray.is_initialized()
         self._is_local = address is None and self._is_ours
         if not self._is_ours:
@@ -161,14 +162,19 @@ class RayLauncher:
         return self.may_grow() and not ray.util.client.ray.is_connected()
 
     def request(self, wanted: Sequence[Resources]) -> None:
-        """Have the autoscaler see that the cluster can hold all of these at once, until the next request.
+        """Have the autoscaler see that the cluster can hold all of these at once, until the next request, or until
+        this driver is gone.
 
         What cannot be told is logged: nodes then come when they are needed, which is later.
         """
         asked = [each for each in wanted if in_ray(each)]  # a worker that only drives holds nothing
         bundles, selectors = [in_ray(each) for each in asked], [label_selector(each) for each in asked]
         try:
+            if bundles:
+                self._withdrawal.prepare()
             request_resources(bundles=bundles, bundle_label_selectors=selectors)
+            if not bundles:
+                self._withdrawal.cancel()
         except Exception:  # a hint is not worth a run, and at the end of one would hide how it ended
             logger.warning("The autoscaler could not be asked for %d bundles ahead", len(bundles), exc_info=True)
 

@@ -1,5 +1,6 @@
 """Stages in Ray actors: what dies is tried again and goes on, what raises is not, and nothing is left behind."""
 
+import json
 import os
 import signal
 import socket
@@ -7,13 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
 import ray.exceptions
 import toy
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
 from toy import Chain, Number, Pace, diamond, expected_state, number, slow_chain, wait_until_gone
 
 from m2mkd_ray.errors import ClusterError, PlanError, TrainingError
@@ -51,6 +56,15 @@ except KeyboardInterrupt:
     sys.exit(130)
 finally:
     launcher.close()
+"""
+
+HINTER = """
+import sys, time
+from m2mkd_ray.execution import Resources
+from m2mkd_ray.execution.ray_launcher import RayLauncher
+RayLauncher(sys.argv[1]).request([Resources(cpus=1, gpus=8)])
+print("asked", flush=True)
+time.sleep(300)
 """
 
 
@@ -198,6 +212,54 @@ def test_a_plan_that_no_node_can_hold_is_refused(launcher: RayLauncher, store: S
 def test_a_launcher_leaves_a_ray_alone_that_it_did_not_start(launcher: RayLauncher) -> None:
     RayLauncher().close()
     assert ray.is_initialized()
+
+
+# Requests to an autoscaler. Here is none, but Ray keeps for it what it was asked.
+
+
+def requested() -> object:
+    """What an autoscaler would read."""
+    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "null")
+
+
+def of_requests() -> list[str]:
+    """The actors that are there for a request."""
+    alive = [actor["ActorClassName"].rpartition(".")[2] for actor in actors().values() if actor["State"] != "DEAD"]
+    return sorted(name for name in alive if name in ("Heir", "Life"))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline, (requested(), of_requests())
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+def test_what_is_there_for_a_request_goes_with_it(launcher: RayLauncher) -> None:
+    for gpus in (2, 4):
+        launcher.request([Resources(cpus=1, gpus=gpus)])
+        assert requested() == [{"CPU": 1, "GPU": gpus}]
+        assert of_requests() == ["Heir", "Life"]
+    launcher.request([])
+    assert requested() == []
+    wait_until(lambda: not of_requests())
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_the_request_of_a_driver_that_is_killed_is_withdrawn(
+    launcher: RayLauncher, environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-c", HINTER, ray.get_runtime_context().gcs_address]
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == b"asked\n"
+    assert requested() == [{"CPU": 1, "GPU": 8}]
+    assert of_requests() == ["Heir", "Life"]
+    driver.kill()  # at once: what watches it is not even there yet
+    driver.communicate()
+    wait_until(lambda: requested() == [] and not of_requests())
 
 
 # Drivers in processes of their own, each with its own Ray
