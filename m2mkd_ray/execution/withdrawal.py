@@ -18,7 +18,6 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.execution.node_groups import head_id
@@ -40,7 +39,7 @@ class Withdrawal:
         """
         if self._heir is not None:
             return
-        life, heir = map(ray.remote, _actors())
+        life, heir = _actors()
         head, here = head_id(), ray.get_runtime_context().get_node_id()
         # If its process dies, which is not the driver's end, it starts again, and who waits for it goes on waiting.
         beside = {"max_restarts": -1, "max_task_retries": -1, **_on(here)}
@@ -59,9 +58,9 @@ def _on(node_id: str) -> dict[str, Any]:
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
 
 
-def _actors() -> tuple[type, type]:
-    """Classes of the two actors. They are a function's own, so that Ray sends them by value and their processes
-    import nothing but Ray: they wait on a head that may have little memory, and need none of this package."""
+def _actors() -> tuple[Any, Any]:
+    """The two actors. Their classes are a function's own, so that Ray sends them by value and their processes
+    import nothing but Ray: they wait, on a head that may have little memory, and need nothing of this package."""
 
     class Life:
         """Is there as long as the driver that started it."""
@@ -81,9 +80,11 @@ def _actors() -> tuple[type, type]:
             try:
                 with contextlib.suppress(ray.exceptions.RayActorError):  # which is what is waited for
                     ray.get(life.end.remote())
+                from ray.autoscaler.sdk import request_resources  # 50 MB: not while nothing is to be done
+
                 logger.warning("A driver was killed: what it had requested of the autoscaler is withdrawn")
                 request_resources(bundles=[])
             finally:
                 ray.kill(ray.get_runtime_context().current_actor)
 
-    return Life, Heir
+    return ray.remote(Life), ray.remote(Heir)

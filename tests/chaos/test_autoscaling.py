@@ -1,6 +1,8 @@
 """Real pairs on a cluster that grows and shrinks under them, and whose nodes die or are drained: the same bits."""
 
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 from autoscaling import Autoscaling, kill_node, wait_until, workers
+from ray._private.state import actors
 from small import hashes, small_demo
 
 from m2mkd_ray.commands.grouping import in_groups
@@ -43,6 +46,18 @@ ON_GPUS = "placement.pairs.resources={cpus: 1, gpus: 1}"
 TWO = ("pair-0", "pair-1")
 """As many as a node holds."""
 DEADLINE_S = 30
+IDLE_MINUTES = 0.1
+"""After which an idle node is taken away."""
+
+HINTER = """
+import sys, time
+from m2mkd_ray.execution import Resources
+from m2mkd_ray.execution.ray_launcher import RayLauncher
+launcher = RayLauncher(sys.argv[1])
+assert launcher.may_request()
+launcher.request([Resources(cpus=3, gpus=3, node_group="finetune")])
+time.sleep(300)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +80,7 @@ def cluster() -> Iterator[Autoscaling]:
     """A head without GPUs, up to three nodes with two each, and a large one that is not for pairs."""
     with tempfile.TemporaryDirectory(prefix="m2-", ignore_cleanup_errors=True) as folder:
         types = {"incubate": ({"CPU": 2, "GPU": 2}, 3), "finetune": ({"CPU": 3, "GPU": 3}, 1)}
-        cluster = Autoscaling(Path(folder), types, idle_minutes=0.1)
+        cluster = Autoscaling(Path(folder), types, idle_minutes=IDLE_MINUTES)
         yield cluster
         cluster.close()
 
@@ -136,6 +151,16 @@ def attempts_of(store: Store, name: str) -> list[dict]:
 def grouped(launcher: RayLauncher, *settings: str) -> Recipe:
     """The small demo with its pairs on GPUs, as it is placed on the cluster."""
     return in_groups(small_demo(ON_GPUS, *settings), launcher.nodes(), launcher.autoscaler)
+
+
+def large(launcher: RayLauncher) -> list[Node]:
+    """The nodes of the group that is not for pairs."""
+    return [node for node in launcher.nodes() if node.labels.get("m2mkd.node-group") == "finetune"]
+
+
+def alive_actors() -> list[str]:
+    """Classes of the actors that are not dead, of all drivers."""
+    return [actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD"]
 
 
 def test_nodes_come_for_the_pairs_one_that_dies_is_replaced_and_all_go(
@@ -211,10 +236,22 @@ def test_the_next_stages_nodes_come_before_it_is_ready_and_go_when_nobody_hints(
     ahead = Ahead(launcher.request, 300, holds)
     ahead.look(runs, dict.fromkeys(PAIRS, 60.0))
 
-    def large() -> list[Node]:
-        return [node for node in launcher.nodes() if node.labels.get("m2mkd.node-group") == "finetune"]
-
-    wait_until(lambda: len(large()) == 1, 60, launcher.nodes)
+    wait_until(lambda: len(large(launcher)) == 1, 60, launcher.nodes)
     ahead.end()
-    wait_until(lambda: not large(), 60, launcher.nodes)
+    wait_until(lambda: not large(launcher) and not alive_actors(), 60, launcher.nodes)
     assert "could not be asked" not in caplog.text
+
+
+def test_nodes_that_a_killed_driver_had_hinted_at_go_as_idle_ones_and_no_actor_stays(
+    cluster: Autoscaling, launcher: RayLauncher
+) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", HINTER, cluster.address])
+    try:
+        wait_until(lambda: len(large(launcher)) == 1, 60, cluster.log.read_text)
+        time.sleep(2 * 60 * IDLE_MINUTES)
+        assert len(large(launcher)) == 1, "without a hint it would be gone by now"
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_until(lambda: not workers(), 60, launcher.nodes)
+    assert not alive_actors()
