@@ -8,8 +8,8 @@ names what will be running then, and is empty as soon as nothing is about to bec
 ready, and at the end of a run, however that ends. Nodes that nobody asks for go after the
 cluster's own time-out.
 
-A driver that is killed outright leaves its last request behind, until the next run
-replaces it. Ray keeps one request a cluster: of several drivers the last one counts.
+Of a driver that is killed outright an actor on the head withdraws the last request
+(`withdrawal.py`). Ray keeps one request a cluster: of several drivers the last one counts.
 """
 
 import time
