@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2mkd_ray.execution.node_groups import head_id
@@ -80,8 +81,6 @@ def _actors() -> tuple[Any, Any]:
             try:
                 with contextlib.suppress(ray.exceptions.RayActorError):  # which is what is waited for
                     ray.get(life.end.remote())
-                from ray.autoscaler.sdk import request_resources  # 50 MB: not while nothing is to be done
-
                 logger.warning("A driver was killed: what it had requested of the autoscaler is withdrawn")
                 request_resources(bundles=[])
             finally:
