@@ -74,7 +74,7 @@ $(CHAOS): test-chaos-%: $(INSTALLED)
 
 bench: $(INSTALLED)  ## the measurements of benchmarks/, one after the other
 	@set -e; for file in benchmarks/[!_]*.py; do name=$$(basename $$file .py); echo "== $$name"; \
-		$(BIN)/python -m benchmarks.$$name --store $(STORE)/benchmarks --json $(STORE)/benchmarks/$$name.json; done
+		$(BIN)/python -m benchmarks.$$name --json $(STORE)/benchmarks/$$name.json; done
 
 clean:  ## remove caches and build products (not .venv, not runs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov

@@ -4,7 +4,7 @@
 
 Both have the same weights and take the same batches; that their losses agree is checked before anything is timed. They
 take turns, a few steps each after some that are not timed, and every turn gives a ratio: the table shows its median,
-smallest and largest. One thread, unless --threads says otherwise. The plain step is in `benchmarks/plain_step.py`.
+smallest and largest. One thread, unless --threads says otherwise. The plain step is in `benchmarks/_plain_step.py`.
 
     fp32_ratio      plain fp32 / ours fp32
     autocast_ratio  plain autocast / the faster of our bf16 and bf16_pure
@@ -39,8 +39,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks._artifact import Artifact
+from benchmarks._plain_step import PlainStep
 from benchmarks._run import write
-from benchmarks.plain_step import PlainStep
 from m2mkd_ray.blueprint import Blueprint, Moe, Student, Vit
 from m2mkd_ray.models import create_vit, family, split
 from m2mkd_ray.models.class_token import class_token_alone

@@ -8,11 +8,7 @@ import pytest
 
 import benchmarks
 
-PROGRAMS = [
-    found.name
-    for found in pkgutil.iter_modules(benchmarks.__path__)
-    if not found.name.startswith("_") and found.name != "plain_step"
-]
+PROGRAMS = [found.name for found in pkgutil.iter_modules(benchmarks.__path__) if not found.name.startswith("_")]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
