@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from m2mkd_ray.blueprint import Blueprint, Student
-from m2mkd_ray.data import FeedConfig, find
+from m2mkd_ray.data import FeedConfig, find, rows_of_an_epoch
 from m2mkd_ray.data.logits import LogitsFormat
 from m2mkd_ray.data.parts import whole
 from m2mkd_ray.data.shards import sha256
@@ -181,11 +181,8 @@ def _teaching(recipe: Recipe, format: LogitsFormat, index: int, needs: Mapping[s
 def images(recipe: Recipe, phase: Phase, epochs: float | None = None) -> float:
     """Images that a training sees, or so many epochs of it; 0 if the data set is not there."""
     source = recipe.data
-    try:
-        rows = len(find(source.dataset, recipe.placement.data_root).part(source.split))
-    except DataError:
-        return 0.0
-    return (phase.epochs if epochs is None else epochs) * min(rows, source.max_rows or rows)
+    rows = rows_of_an_epoch(source.dataset, source.split, source.max_rows, recipe.placement.data_root)
+    return (phase.epochs if epochs is None else epochs) * (rows or 0)
 
 
 def _mates(batches: FeedConfig, precision: str, needs: Mapping[str, Stage]) -> str:

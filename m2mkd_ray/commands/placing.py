@@ -343,18 +343,14 @@ def images_of(stage: "Stage", recipe: "Recipe") -> float:
     """Images that a training sees, or whose logits are written; of a data set that is not imported, as if it were
     ImageNet-1k."""
     from m2mkd_ray.commands.plan import training_of
-    from m2mkd_ray.data import find
-    from m2mkd_ray.errors import DataError
+    from m2mkd_ray.data import rows_of_an_epoch
     from m2mkd_ray.stages.logits import LogitsConfig
 
     if isinstance(stage.config, LogitsConfig):
         feed, views = stage.config.feed, stage.config.feed.views
         assert views is not None
-        try:
-            rows = len(find(feed.dataset, recipe.placement.data_root).part(feed.split))
-        except DataError:
-            rows = feed.max_rows or UNKNOWN_ROWS
-        return views * (min(rows, feed.max_rows or rows) // feed.batch_size * feed.batch_size)
+        rows = rows_of_an_epoch(feed.dataset, feed.split, feed.max_rows, recipe.placement.data_root)
+        return views * ((rows or feed.max_rows or UNKNOWN_ROWS) // feed.batch_size * feed.batch_size)
     training = training_of(stage, recipe)
     assert training is not None
     if training["steps"] is not None:

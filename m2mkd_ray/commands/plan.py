@@ -133,8 +133,7 @@ def stage_row(stage: "Stage", status: "StageStatus", recipe: "Recipe") -> dict[s
 
 def training_of(stage: "Stage", recipe: "Recipe") -> dict[str, Any] | None:
     """Epochs, batch and steps of a stage that trains; None for one that does not. Steps need the data set."""
-    from m2mkd_ray.data import find
-    from m2mkd_ray.errors import DataError
+    from m2mkd_ray.data import rows_of_an_epoch
     from m2mkd_ray.stages.parts import Training
 
     training = getattr(stage.config, "training", None)
@@ -142,12 +141,9 @@ def training_of(stage: "Stage", recipe: "Recipe") -> dict[str, Any] | None:
         return None
     feed = training.feed
     found = {"epochs": training.train.epochs, "batch_size": feed.batch_size}
-    try:
-        rows = len(find(feed.dataset, recipe.placement.data_root).part(feed.split))
-    except DataError:
-        return {**found, "steps": None}
-    used = min(rows, feed.max_rows or rows)
-    return {**found, "steps": training.train.total_steps(max(1, used // feed.batch_size))}
+    rows = rows_of_an_epoch(feed.dataset, feed.split, feed.max_rows, recipe.placement.data_root)
+    steps = None if rows is None else training.train.total_steps(max(1, rows // feed.batch_size))
+    return {**found, "steps": steps}
 
 
 def model_sizes(recipe: "Recipe") -> list[ModelSize]:

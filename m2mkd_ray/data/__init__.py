@@ -8,7 +8,7 @@ from m2mkd_ray.data.eval_feed import EvalBatches
 from m2mkd_ray.data.feed import Batch, Batches, FeedConfig
 from m2mkd_ray.data.finish import OnDevice
 from m2mkd_ray.data.importers import IMPORTERS, Importer, guess_importer, import_data
-from m2mkd_ray.data.index import ClassName, DatasetFolder, Index, Split, find
+from m2mkd_ray.data.index import ClassName, DatasetFolder, Index, Split, find, rows_of_an_epoch
 from m2mkd_ray.data.logit_formats import LogitsFormat, error_of
 from m2mkd_ray.data.logits import Logits, LogitsAbout, LogitsWriter
 from m2mkd_ray.data.shards import Row, Rows, Shard, ShardWriter
@@ -49,6 +49,7 @@ __all__ = [
     "from_arrays",
     "guess_importer",
     "import_data",
+    "rows_of_an_epoch",
     "stream_key",
     "undrawable",
 ]

@@ -156,6 +156,20 @@ def find(name: str, data_root: str | None = None) -> DatasetFolder:
     raise DataError(f"Data set {name!r} is not in {' or '.join(map(str, folders))}. " + _advice(name, folders[0]))
 
 
+def rows_of_an_epoch(dataset: str, split: str, max_rows: int | None, data_root: str | None) -> int | None:
+    """Rows that an epoch has of a split, or of a part of it; None if they are not there.
+
+    Args:
+        max_rows: at most so many; None: all.
+        data_root: see `find`.
+    """
+    try:
+        rows = len(find(dataset, data_root).part(split))
+    except DataError:
+        return None
+    return min(rows, max_rows or rows)
+
+
 def _advice(name: str, folder: Path) -> str:
     if _unfinished(folder):
         return _unfinished(folder)

@@ -7,9 +7,8 @@ a pair's teacher once; batches are made once a worker. Alone: each does all of i
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from m2mkd_ray.data import find
+from m2mkd_ray.data import rows_of_an_epoch
 from m2mkd_ray.data.pixels import SMALL
-from m2mkd_ray.errors import DataError
 from m2mkd_ray.execution.stage import Stage
 from m2mkd_ray.models.compute import step_cost, vit_block_macs
 from m2mkd_ray.recipe import Recipe
@@ -34,11 +33,7 @@ class Cost:
 def rows_of(recipe: Recipe) -> int:
     """Images of an epoch; 0 if the data set is not there."""
     source = recipe.data
-    try:
-        rows = len(find(source.dataset, recipe.placement.data_root).part(source.split))
-    except DataError:
-        return 0
-    return min(rows, source.max_rows or rows)
+    return rows_of_an_epoch(source.dataset, source.split, source.max_rows, recipe.placement.data_root) or 0
 
 
 def images_of(stage: Stage, recipe: Recipe, epochs: float | None = None) -> float:
