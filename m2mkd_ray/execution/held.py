@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from m2mkd_ray.execution.events import Event, StageProgress, StageStarted, StageWaits
 from m2mkd_ray.execution.job import Where
 from m2mkd_ray.execution.stage import Resources, Stage
 
@@ -65,6 +66,17 @@ class Held:
                     del self._workers[key]
                 return _tags(worker.where)
         return None
+
+    def hear(self, event: Event) -> Tags | None:
+        """Take an event in; where its stage was at work until now, None if it was nowhere. Look before."""
+        if isinstance(event, StageProgress):
+            self.report(event.stage)
+        if isinstance(event, StageProgress | StageWaits):
+            return None  # neither changes who is at work
+        left = self.leave(event.stage)
+        if isinstance(event, StageStarted):
+            self.start(event.stage, event.where)
+        return left
 
     def sizes(self) -> Mapping[int, int]:
         """How many workers are at work, by the number of stages that each runs."""

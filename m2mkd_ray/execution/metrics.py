@@ -25,7 +25,6 @@ from m2mkd_ray.execution.events import (
     StageEnded,
     StageFailed,
     StageInterrupted,
-    StageProgress,
     StageRetried,
     StageReused,
     StageSkipped,
@@ -173,8 +172,7 @@ class ExecutorMetrics:
         """Take an event in."""
         for name, at, hours in self._held.look():
             _record(self._instruments[name], hours, dict(zip(_OF_GROUP, at)))
-        if isinstance(event, StageProgress):
-            self._held.report(event.stage)
+        left = self._held.hear(event)
         state = _AFTER.get(type(event))
         if state is None:
             return  # no stage is in another state after it
@@ -183,12 +181,11 @@ class ExecutorMetrics:
             self._look(new)
         ready = self._ready.pop(stage.address, now)
         self._enter(stage, state)
-        self._count_lost(event, self._held.leave(stage))
+        self._count_lost(event, left)
         match event:
-            case StageStarted(where=where):
+            case StageStarted():
                 tags = {"stage": stage.name, "recipe": stage.of, "address": stage.address}
                 _record(self._instruments["waiting_s"], now - ready, tags)
-                self._held.start(stage, where)
             case StageRetried(kind=kind, delay_s=delay_s):
                 _record(self._instruments["retries"], 1.0, {"recipe": stage.of, "kind": str(kind)})
                 self._ready[stage.address] = now + delay_s

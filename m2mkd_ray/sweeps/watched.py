@@ -19,7 +19,6 @@ from m2mkd_ray.execution import (
     StageReused,
     StageSkipped,
     StageStarted,
-    StageWaits,
     StageWithdrawn,
     Store,
 )
@@ -154,12 +153,7 @@ class GpuTime:
     def hear(self, event: Event) -> None:
         """Take an event in."""
         self._look()
-        if isinstance(event, StageProgress):
-            self._held.report(event.stage)
-        elif not isinstance(event, StageWaits):
-            self._held.leave(event.stage)
-        if isinstance(event, StageStarted):
-            self._held.start(event.stage, event.where)
+        self._held.hear(event)
 
     @property
     def seconds(self) -> float:
