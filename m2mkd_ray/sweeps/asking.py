@@ -16,38 +16,35 @@ from m2mkd_ray.sweeps.bell import desk_of
 from m2mkd_ray.sweeps.sweep import OptunaSearch, Sweep, TuneSearch
 
 
-class InOrder(BasicVariantGenerator):
+class _AsRoomAllows:
+    """A search of Tune's for as many trials at a time as there is room for."""
+
+    _sweep: Sweep
+
+    @property
+    def max_concurrent(self) -> int:
+        """How many trials may be under way."""
+        return desk_of(self._sweep).room.concurrent
+
+    @max_concurrent.setter
+    def max_concurrent(self, number: int) -> None:
+        """Tune's own number is not heeded."""
+
+
+class InOrder(_AsRoomAllows, BasicVariantGenerator):
     """Points that are known beforehand, in their order."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         super().__init__()
 
-    @property
-    def max_concurrent(self) -> int:
-        """How many trials may be under way."""
-        return desk_of(self._sweep).room.concurrent
 
-    @max_concurrent.setter
-    def max_concurrent(self, number: int) -> None:
-        """Tune's own number is not heeded."""
-
-
-class Proposed(ConcurrencyLimiter):
+class Proposed(_AsRoomAllows, ConcurrencyLimiter):
     """Points that a searcher of Tune's proposes from the values so far."""
 
     def __init__(self, sweep: Sweep, searcher: Searcher) -> None:
         self._sweep = sweep
         super().__init__(searcher, max_concurrent=self.max_concurrent)
-
-    @property
-    def max_concurrent(self) -> int:
-        """How many trials may be under way."""
-        return desk_of(self._sweep).room.concurrent
-
-    @max_concurrent.setter
-    def max_concurrent(self, number: int) -> None:
-        """Tune's own number is not heeded."""
 
 
 def search_of(sweep: Sweep, *, in_order: bool) -> InOrder | Proposed:
