@@ -68,15 +68,7 @@ class Worker(Desk):
         self._says = says
         self._todo: list[tuple[int, ...] | str | None] = []
 
-    def submit(
-        self,
-        jobs: Sequence[Job],
-        store: Store,
-        node: str | None = None,
-        resources: Resources | None = None,
-        *,
-        goes_first: bool = False,
-    ) -> None:
+    def submit(self, jobs: Sequence[Job], store: Store, *where: object, **how: object) -> None:
         """See `Launcher`."""
         self._jobs, self._store, self._inside = jobs, store, list(jobs)
         self._todo = ["start", *self._says, "end"]

@@ -1,5 +1,8 @@
 """Which settings of a circuit its modules go by, and which its training: found by changing one after the other."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -73,20 +76,16 @@ def test_every_setting_is_tried() -> None:
     assert set(OTHER) == set(Nac.model_fields)
 
 
+@pytest.mark.parametrize(("needed", "of"), [(nac.for_modules, of_modules), (nac.for_training, of_training)])
 @pytest.mark.parametrize("name", OTHER)
-def test_a_setting_is_left_out_for_modules_just_where_it_changes_none(name: str, blueprint: Blueprint) -> None:
+def test_a_setting_is_left_out_just_where_it_changes_nothing(
+    name: str, needed: Callable[[Blueprint], Blueprint], of: Callable[[Blueprint], Any], blueprint: Blueprint
+) -> None:
+    """For modules, where it changes none; for training, where it changes no training."""
     changed = with_other(name, blueprint)
-    is_left_out = nac.for_modules(changed) == nac.for_modules(blueprint)
-    assert is_left_out == are_equal(of_modules(changed), of_modules(blueprint))
-    assert are_equal(of_modules(nac.for_modules(changed)), of_modules(changed))
-
-
-@pytest.mark.parametrize("name", OTHER)
-def test_a_setting_is_left_out_for_training_just_where_it_changes_no_training(name: str, blueprint: Blueprint) -> None:
-    changed = with_other(name, blueprint)
-    is_left_out = nac.for_training(changed) == nac.for_training(blueprint)
-    assert is_left_out == are_equal(of_training(changed), of_training(blueprint))
-    assert are_equal(of_training(nac.for_training(changed)), of_training(changed))
+    is_left_out = needed(changed) == needed(blueprint)
+    assert is_left_out == are_equal(of(changed), of(blueprint))
+    assert are_equal(of(needed(changed)), of(changed))
 
 
 def test_what_is_left_out_is_missed_nowhere_when_it_is_read_again(blueprint: Blueprint) -> None:
